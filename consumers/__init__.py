@@ -1,0 +1,1 @@
+"""Reads the streams: of the poller it knows the contract and nothing else."""

@@ -1,0 +1,246 @@
+"""Which day it is and what the market does, on every date and at every minute we know something about."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poller.session import (
+    FLOW_HOURS,
+    INDEX_HOURS,
+    KST,
+    LATE_OPENS,
+    STOCK_HOURS,
+    USUAL,
+    Calendar,
+    Hours,
+    Moves,
+    polling_s,
+    windows,
+)
+
+CALENDAR = Calendar()
+MONDAY = date(2026, 11, 23)
+FRIDAY_BEFORE = date(2026, 11, 20)
+EXAM_THURSDAY = date(2026, 11, 19)
+EVERY_MOVES = [INDEX_HOURS, FLOW_HOURS, STOCK_HOURS]
+moments = st.datetimes(datetime(2025, 12, 1), datetime(2027, 11, 30), timezones=st.just(KST))  # noqa: DTZ001 - KST is added
+
+
+def at(day: date, clock: str) -> datetime:
+    return datetime.combine(day, time.fromisoformat(clock), KST)
+
+
+# --- trading days
+
+
+@pytest.mark.parametrize("day", ["2026-06-03", "2026-07-17", "2027-05-03", "2027-07-19"])
+def test_the_new_holidays_are_closed(day: str):
+    """Other calendar packages get these four wrong."""
+    assert date.fromisoformat(day).weekday() < 5
+    assert not CALENDAR.is_trading_day(date.fromisoformat(day))
+
+
+@pytest.mark.parametrize(
+    "day", ["2025-01-01", "2025-12-31", "2026-01-01", "2026-02-17", "2026-09-25", "2026-12-25", "2026-12-31"]
+)
+def test_old_holidays_and_the_last_day_of_the_year_are_closed(day: str):
+    assert not CALENDAR.is_trading_day(date.fromisoformat(day))
+
+
+@pytest.mark.parametrize("day", ["2026-11-21", "2026-11-22"])
+def test_weekends_are_closed(day: str):
+    assert not CALENDAR.is_trading_day(date.fromisoformat(day))
+
+
+@pytest.mark.parametrize("day", ["2026-11-19", "2027-11-18", "2026-01-02", "2027-01-04", "2026-07-16", "2026-12-30"])
+def test_days_that_only_look_special_are_trading_days(day: str):
+    assert CALENDAR.is_trading_day(date.fromisoformat(day))
+
+
+def test_a_closure_that_no_list_knows_can_be_added():
+    calendar = Calendar(closures=frozenset({MONDAY}))
+
+    assert not calendar.is_trading_day(MONDAY)
+    assert calendar.session_at(at(MONDAY, "10:00")) == "closed"
+    assert calendar.next_trading_day(FRIDAY_BEFORE) == MONDAY + timedelta(days=1)
+
+
+# --- hours
+
+
+@pytest.mark.parametrize("day", ["2025-11-13", "2026-11-19", "2027-11-18"])
+def test_on_the_day_of_the_entrance_exam_everything_is_an_hour_later(day: str):
+    assert CALENDAR.hours(date.fromisoformat(day)) == Hours(time(10), time(16, 30))
+
+
+@pytest.mark.parametrize("day", ["2025-01-02", "2026-01-02", "2027-01-04"])
+def test_the_first_trading_day_opens_an_hour_late_and_closes_as_usual(day: str):
+    first = date.fromisoformat(day)
+
+    assert CALENDAR.hours(first) == Hours(time(10), time(15, 30))
+    assert CALENDAR.next_trading_day(date(first.year - 1, 12, 31)) == first
+
+
+def test_every_late_opening_is_on_a_trading_day():
+    assert all(CALENDAR.is_trading_day(day) for day in LATE_OPENS)
+    assert CALENDAR.hours(MONDAY) == USUAL
+
+
+# --- sessions
+
+A_DAY = [
+    ("00:00", "closed"),
+    ("08:00", "pre"),
+    ("09:00", "regular"),
+    ("15:30", "closing"),
+    ("15:40", "after"),
+    ("20:00", "closed"),
+]
+AN_EXAM_DAY = [
+    ("00:00", "closed"),
+    ("09:00", "pre"),
+    ("10:00", "regular"),
+    ("16:30", "closing"),
+    ("16:40", "after"),
+    ("20:00", "closed"),
+]
+A_WEEKEND_DAY = [("00:00", "closed")]
+
+
+def test_every_minute_of_a_week_is_in_exactly_the_session_that_the_hours_say():
+    """Thursday is the entrance exam's; the borders themselves belong to what begins there."""
+    week = [date(2026, 11, 16) + timedelta(days=n) for n in range(7)]
+    for day in week:
+        plan = A_WEEKEND_DAY if day.weekday() > 4 else AN_EXAM_DAY if day == EXAM_THURSDAY else A_DAY
+        for minute in range(24 * 60):
+            moment = at(day, "00:00") + timedelta(minutes=minute)
+            expected = [session for begins, session in plan if at(day, begins) <= moment][-1]
+            assert CALENDAR.session_at(moment) == expected, moment
+            assert CALENDAR.session_at(moment.astimezone(UTC)) == expected, moment
+
+
+@pytest.mark.parametrize(
+    ("clock", "session"),
+    [("08:59:59.999999", "pre"), ("15:29:59.999999", "regular"), ("15:39:59.999999", "closing"), ("19:59:59", "after")],
+)
+def test_the_last_moment_before_a_border_belongs_to_what_ends(clock: str, session: str):
+    assert CALENDAR.session_at(at(MONDAY, clock)) == session
+
+
+def test_the_first_trading_day_has_its_hour_before_the_opening():
+    first = date(2027, 1, 4)
+
+    sessions = [CALENDAR.session_at(at(first, clock)) for clock in ("08:59", "09:00", "10:00", "15:30")]
+
+    assert sessions == ["closed", "pre", "regular", "closing"]
+
+
+# --- the trading day
+
+
+@pytest.mark.parametrize(
+    ("moment", "day"),
+    [
+        (at(MONDAY, "08:59:59.999"), FRIDAY_BEFORE),
+        (at(MONDAY, "09:00"), MONDAY),
+        (at(MONDAY, "23:59"), MONDAY),
+        (at(MONDAY + timedelta(days=1), "00:00"), MONDAY),
+        (at(date(2026, 11, 22), "12:00"), FRIDAY_BEFORE),
+        (at(EXAM_THURSDAY, "09:59"), date(2026, 11, 18)),
+        (at(EXAM_THURSDAY, "10:00"), EXAM_THURSDAY),
+        (at(date(2027, 1, 4), "09:30"), date(2026, 12, 30)),
+        (at(date(2027, 1, 4), "10:00"), date(2027, 1, 4)),
+        (at(date(2026, 7, 17), "12:00"), date(2026, 7, 16)),
+        (at(date(2026, 2, 18), "12:00"), date(2026, 2, 13)),
+    ],
+)
+def test_the_trading_day_turns_at_the_opening(moment: datetime, day: date):
+    """What the broker serves before it are yesterday's rows, or zeros."""
+    assert CALENDAR.trading_day_at(moment) == day
+    assert CALENDAR.trading_day_at(moment.astimezone(UTC)) == day
+
+
+@given(moments)
+def test_a_trading_day_is_one_that_opened_and_no_later_one_did(moment: datetime):
+    day = CALENDAR.trading_day_at(moment)
+
+    assert CALENDAR.is_trading_day(day)
+    assert CALENDAR.opens_at(day) <= moment < CALENDAR.opens_at(CALENDAR.next_trading_day(day))
+
+
+# --- polling hours
+
+
+@pytest.mark.parametrize(
+    ("moves", "day", "opens", "closes"),
+    [
+        (INDEX_HOURS, MONDAY, "09:00", "15:40"),
+        (FLOW_HOURS, MONDAY, "09:00", "18:10"),
+        (STOCK_HOURS, MONDAY, "09:00", "20:00"),
+        (INDEX_HOURS, EXAM_THURSDAY, "10:00", "16:40"),
+        (FLOW_HOURS, EXAM_THURSDAY, "10:00", "19:10"),
+        (STOCK_HOURS, EXAM_THURSDAY, "10:00", "20:00"),
+        (INDEX_HOURS, date(2027, 1, 4), "10:00", "15:40"),
+    ],
+)
+def test_a_report_is_asked_while_it_moves(moves: Moves, day: date, opens: str, closes: str):
+    assert moves.window(day, CALENDAR) == (at(day, opens), at(day, closes))
+
+
+@pytest.mark.parametrize("moves", EVERY_MOVES, ids=lambda moves: moves.label)
+def test_a_label_says_the_usual_hours(moves: Moves):
+    opens, closes = moves.window(MONDAY, CALENDAR)
+
+    assert moves.label == f"{opens:%H:%M}-{closes:%H:%M}"
+
+
+def test_the_next_window_skips_nights_weekends_and_holidays():
+    def next_opening(moment: datetime) -> datetime:
+        return next(windows(INDEX_HOURS, CALENDAR, moment))[0]
+
+    assert next_opening(at(MONDAY, "12:00")) == at(MONDAY, "09:00")
+    assert next_opening(at(MONDAY, "15:40")) == at(date(2026, 11, 24), "09:00")
+    assert next_opening(at(FRIDAY_BEFORE, "18:00")) == at(MONDAY, "09:00")
+    assert next_opening(at(date(2026, 7, 16), "18:00")) == at(date(2026, 7, 20), "09:00")
+    assert next_opening(at(date(2026, 12, 30), "18:00")) == at(date(2027, 1, 4), "10:00")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "minutes"),
+    [
+        (at(MONDAY, "09:00"), at(MONDAY, "15:40"), 400),
+        (at(MONDAY, "12:00"), at(MONDAY, "12:00"), 0),
+        (at(MONDAY, "12:00"), at(MONDAY, "12:01"), 1),
+        (at(MONDAY, "07:00"), at(MONDAY, "09:10"), 10),
+        (at(MONDAY, "15:30"), at(MONDAY, "23:00"), 10),
+        (at(MONDAY, "16:00"), at(MONDAY, "23:00"), 0),
+        (at(MONDAY, "15:39"), at(date(2026, 11, 24), "09:01"), 2),
+        (at(FRIDAY_BEFORE, "15:39"), at(MONDAY, "09:01"), 2),
+        (at(FRIDAY_BEFORE, "12:00"), at(MONDAY, "12:00"), 220 + 180),
+        (at(date(2026, 11, 16), "00:00"), at(MONDAY, "00:00"), 5 * 400),
+        (at(date(2026, 7, 16), "15:39"), at(date(2026, 7, 20), "09:01"), 2),
+        (at(EXAM_THURSDAY, "09:00"), at(EXAM_THURSDAY, "10:01"), 1),
+    ],
+)
+def test_closed_hours_do_not_count(start: datetime, end: datetime, minutes: int):
+    assert polling_s(INDEX_HOURS, CALENDAR, start, end) == minutes * 60
+
+
+def test_around_the_clock_every_second_counts():
+    assert polling_s(None, CALENDAR, at(FRIDAY_BEFORE, "12:00"), at(MONDAY, "12:00")) == 3 * 86_400
+    assert polling_s(None, CALENDAR, at(MONDAY, "12:00"), at(FRIDAY_BEFORE, "12:00")) == 0
+
+
+@given(st.lists(moments, min_size=3, max_size=3).map(sorted), st.sampled_from(EVERY_MOVES))
+def test_polling_time_adds_up(three: list[datetime], moves: Moves):
+    first, middle, last = three
+
+    def between(start: datetime, end: datetime) -> float:
+        return polling_s(moves, CALENDAR, start, end)
+
+    assert between(first, middle) + between(middle, last) == pytest.approx(between(first, last), abs=1e-3)
+    assert 0 <= between(first, last) <= (last - first).total_seconds()

@@ -1,0 +1,27 @@
+"""The one place that reads a clock, so that everything else can be given another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+
+
+class Clock:
+    """Wall time for what people read, monotonic seconds for what must not jump."""
+
+    def now(self) -> datetime:
+        """The present moment, with its zone."""
+        return datetime.now(UTC)
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    async def wait(self, event: asyncio.Event, timeout_s: float) -> bool:
+        """Wait for an event, at most that long; whether it happened."""
+        if timeout_s > 0 and not event.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout_s)
+        return event.is_set()

@@ -1,0 +1,21 @@
+-- Put a leader's fence into one TR, and begin an epoch no entry has ever carried.
+--
+-- KEYS  meta
+-- ARGV  token, nonce, now in milliseconds
+-- Returns {verdict, epoch as text}: ok | fenced | type
+
+local found = redis.call('TYPE', KEYS[1]).ok
+if found ~= 'hash' and found ~= 'none' then
+  return {'type', '0'}
+end
+local token, nonce = tonumber(ARGV[1]), ARGV[2]
+local reign = redis.call('HMGET', KEYS[1], 'fence', 'epoch')
+local mine = ARGV[1] .. ':' .. nonce
+local stored_token = tonumber(string.match(reign[1] or '0', '^%d+'))
+if stored_token > token or (stored_token == token and reign[1] ~= mine) then
+  return {'fenced', reign[2] or '0'}
+end
+local epoch = math.max(tonumber(ARGV[3]), tonumber(reign[2] or '0') + 1)
+local text = string.format('%.0f', epoch)
+redis.call('HSET', KEYS[1], 'fence', mine, 'epoch', text)
+return {'ok', text}

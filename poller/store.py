@@ -1,0 +1,330 @@
+"""What a poll decided goes in; the one commit, and what is known of a target, come out of Redis.
+
+The surprises: redis-py's default retries repeat writes, so every client here is given none, and only the commit is
+repeated, by us, with an id that the script recognises; and a commit may be refused because another poller leads, or
+because the server came back with an older state than it had confirmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from poller.commit import Commit, Known, Tables, hold_of
+from poller.contract import Keys, loads
+from poller.trs.base import TR, Target
+
+LEASE_S = 10.0
+"""How long a leader that vanished keeps the others waiting; it is renewed at a third of this."""
+
+RETRY_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
+"""Pauses before the tries of one commit."""
+
+SCRIPTS = Path(__file__).parent
+
+
+class StoreError(Exception):
+    """The store did not do it. Each child says what to do."""
+
+
+class StoreDown(StoreError):
+    """The server does not answer: what was asked may or may not have been done. Wait, then load again."""
+
+
+class StoreFull(StoreError):
+    """The server is out of memory and refused the write before it began."""
+
+
+class Fenced(StoreError):
+    """Another poller leads this TR, or began a new epoch since `epoch`: stop writing."""
+
+    def __init__(self, what: object, epoch: int = 0) -> None:
+        super().__init__(f"{what}: another poller leads")
+        self.epoch = epoch
+
+
+class Stale(StoreError):
+    """The stored version is another one than we built on: load again. Older means that the server lost its tail."""
+
+    def __init__(self, target: Target, expected: int, stored: int) -> None:
+        super().__init__(f"{target}: built on version {expected}, the server has {stored}")
+        self.expected, self.stored = expected, stored
+
+
+class UnfitStore(StoreError):
+    """What is stored there is not ours, or newer than we are. The message says what to do."""
+
+
+def connect(url: str, *, name: str = "sectorwire-poller") -> Redis:
+    """A client whose retries, time-outs and protocol are ours, not the library's defaults (which repeat writes).
+
+    Raises ValueError for a URL it cannot read.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=16,
+        timeout=10,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=5.0,
+        socket_connect_timeout=2.0,
+        health_check_interval=15,
+        protocol=2,
+        decode_responses=True,
+        client_name=name,
+    )
+    return Redis.from_pool(pool)  # which closes the pool with the client
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A poller's claim to lead: a token that only grows, and a nonce that tells this process from any other.
+
+    The nonce names host and process, so that a successor on the same machine need not wait for a dead one's lease.
+    """
+
+    token: int
+    nonce: str
+
+    def __str__(self) -> str:
+        return f"{self.token}:{self.nonce}"
+
+
+_ours: set[str] = set()
+"""The nonces of this process: process ids repeat, in containers always, so the id alone does not tell a predecessor."""
+
+
+def new_nonce() -> str:
+    """Host, process and chance: no two pollers ever share one."""
+    nonce = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    _ours.add(nonce)
+    return nonce
+
+
+def died_here(holder: str) -> bool:
+    """Whether the holder of a lease was a process of this machine that is gone."""
+    nonce = holder.partition(":")[2]
+    host, _, rest = nonce.rpartition(".")[0].rpartition(".")
+    if host != socket.gethostname() or not rest.isdigit():
+        return False
+    if int(rest) == os.getpid():
+        return nonce not in _ours
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _is_zombie(int(rest))
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process is dead and its parent has not looked yet; where there is no /proc, nobody can tell."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+class Store:
+    """Snapshots, streams and leadership under one prefix."""
+
+    def __init__(self, redis: Redis, prefix: str, *, on_lost: Callable[[], None] | None = None) -> None:
+        self.redis, self.keys = redis, Keys(prefix)
+        self.on_lost = on_lost
+        self.nonce = new_nonce()
+        self.lead: Lead | None = None
+        self.epochs: dict[str, int] = {}
+        self._scripts = {
+            name: redis.register_script((SCRIPTS / f"{name}.lua").read_text("utf-8"))
+            for name in ("commit", "note", "reign", "lease", "trim")
+        }
+
+    async def load(self, target: Target) -> Known:
+        """What was last committed of a target.
+
+        Raises StoreDown, or UnfitStore where the snapshot is a newer program's.
+        """
+        tr = target.tr.code
+        state = await self._ask(self.redis.hgetall(self.keys.of(tr, "state", target.query)))
+        if int(state.get("revision") or 0) > target.tr.revision:
+            raise UnfitStore(
+                f"{target} was written with revision {state['revision']} of {tr}, this program knows "
+                f"{target.tr.revision}: upgrade sectorwire"
+            )
+        rows = await self._ask(self.redis.hgetall(self.keys.of(tr, "snapshot", target.query)))
+        return _known(state, rows)
+
+    async def commit(self, commit: Commit, also: Mapping[str, str]) -> int:
+        """Write one poll, all or nothing, and return the TR's `seq`. `also` are further fields of the state hash.
+
+        A lost reply is asked again under the same commit id, which the script recognises, so nothing is published
+        twice. Raises StoreDown, StoreFull, Fenced, Stale or UnfitStore.
+        """
+        target = commit.target
+        part = target.tr.code, target.query
+        keys = [
+            self.keys.of(part[0], "meta"),
+            self.keys.of(part[0], "changes"),
+            self.keys.of(part[0], "snapshot", part[1]),
+            self.keys.of(part[0], "state", part[1]),
+        ]
+        arguments = _arguments(commit, str(self.lead), also)
+        verdict, number = await self._insist(lambda: self._scripts["commit"](keys=keys, args=arguments))
+        if verdict == "fenced":
+            raise Fenced(target, commit.epoch)
+        if verdict == "stale":
+            raise Stale(target, commit.version_before, int(number))
+        if verdict == "type":
+            raise UnfitStore(f"a key under {keys[0].rpartition(':')[0]} is not of our type: set another [bus] prefix")
+        return int(number)
+
+    async def note(self, target: Target, fields: Mapping[str, str]) -> None:
+        """Write down an attempt that brought no answer, if we still lead. Raises StoreDown or Fenced."""
+        tr = target.tr.code
+        keys = [self.keys.of(tr, "meta"), self.keys.of(tr, "state", target.query)]
+        arguments = [str(self.lead), *(text for pair in fields.items() for text in pair)]
+        if await self._ask(self._scripts["note"](keys=keys, args=arguments)) == 0:
+            raise Fenced(target)
+
+    async def take_lead(self, trs: tuple[TR, ...], now_ms: int) -> float:
+        """Try to lead; 0 if we do, else how many seconds the holder's lease still has.
+
+        A holder that died on this machine is followed at once. Raises StoreDown.
+        """
+        tokens = [await self._ask(self.redis.hget(self.keys.of(tr.code, "meta"), "fence")) for tr in trs]
+        lead = Lead(max((int(text.partition(":")[0]) for text in tokens if text), default=0) + 1, self.nonce)
+        holder, left_ms = await self._lease(lead, "")
+        if holder != str(lead) and died_here(holder):
+            holder, left_ms = await self._lease(lead, holder)
+        if holder != str(lead):
+            return max(0.05, int(left_ms) / 1000)
+        self.lead = lead
+        for tr in trs:
+            await self.begin_epoch(tr, now_ms)
+        return 0.0
+
+    async def renew_lead(self) -> bool:
+        """Keep the lead; False once it is another's. Raises StoreDown."""
+        if self.lead is None:
+            return False
+        holder, _ = await self._lease(self.lead, "")
+        return bool(holder == str(self.lead))
+
+    async def give_up_lead(self) -> None:
+        """Let a successor follow at once; best effort, the lease runs out anyway."""
+        if self.lead is not None:
+            with suppress(StoreError):
+                if await self._ask(self.redis.get(self.keys.leader)) == str(self.lead):
+                    await self._ask(self.redis.delete(self.keys.leader))
+        self.lead = None
+
+    async def begin_epoch(self, tr: TR, now_ms: int) -> int:
+        """Put our fence into a TR and begin a new epoch there. Raises StoreDown, Fenced or UnfitStore."""
+        lead = self.lead or Lead(0, self.nonce)
+        script, key = self._scripts["reign"], self.keys.of(tr.code, "meta")
+        verdict, epoch = await self._insist(lambda: script(keys=[key], args=[lead.token, lead.nonce, now_ms]))
+        if verdict == "fenced":
+            raise Fenced(tr.code)
+        if verdict == "type":
+            raise UnfitStore(f"{key} is not of our type: set another [bus] prefix")
+        self.epochs[tr.code] = int(epoch)
+        return int(epoch)
+
+    async def trim(self, tr: TR, keep_from_ms: int, share: float = 1.0) -> tuple[int, int]:
+        """Remove what no group needs and retention allows: (entries removed, bytes left). Raises StoreDown."""
+        key = self.keys.of(tr.code, "changes")
+        removed, size = await self._ask(self._scripts["trim"](keys=[key], args=[keep_from_ms, share]))
+        return int(removed), int(size)
+
+    async def _lease(self, lead: Lead, replaces: str) -> tuple[str, int]:
+        call = self._scripts["lease"](keys=[self.keys.leader], args=[str(lead), int(LEASE_S * 1000), replaces])
+        holder, left_ms = await self._ask(call)
+        return str(holder), int(left_ms)
+
+    async def _ask(self, call: Awaitable[Any]) -> Any:  # whatever the command answers
+        """One command, one try."""
+        try:
+            return await call
+        except AuthenticationError as error:  # redis-py counts it among the connection errors
+            raise UnfitStore(f"the server refused us ({error}): check user and password in REDIS_URL") from error
+        except (OutOfMemoryError, ReadOnlyError, ResponseError) as error:
+            raise _refused(error) from error
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreDown(f"the server does not answer: {error}") from error
+
+    async def _insist(self, call: Callable[[], Awaitable[Any]]) -> Any:  # whatever the script answers
+        """A script that recognises a repeat, tried until it answers or the pauses run out."""
+        for pause_s in RETRY_S:
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads retries, guards nothing
+            try:
+                return await self._ask(call())
+            except StoreDown as error:
+                lost = error
+                await self.revive()
+        raise lost
+
+    async def revive(self) -> None:
+        """Let whoever owns the server start it again; silence if that fails, the next try tells."""
+        if self.on_lost is not None:
+            with suppress(Exception):
+                await asyncio.to_thread(self.on_lost)
+
+
+def _refused(error: ResponseError) -> StoreError:
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+        return StoreFull("the server is out of memory: raise its maxmemory, or lower [bus] max_bytes and retention")
+    if isinstance(error, ReadOnlyError) or text.startswith(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")):
+        return StoreDown(f"the server does not take writes now: {text}")
+    return UnfitStore(f"the server refused: {text}")
+
+
+def _arguments(commit: Commit, fence: str, also: Mapping[str, str]) -> list[str]:
+    state = [text for pair in {**commit.state, **also}.items() for text in pair]
+    rows = [text for pair in commit.set_rows.items() for text in pair]
+    entries = [text for draft in commit.drafts for text in (draft.type, draft.subject, draft.data)]
+    lists = [text for listed in (state, rows, commit.delete_rows, entries) for text in (str(len(listed)), *listed)]
+    return [
+        fence,
+        str(commit.epoch),
+        str(commit.version_before),
+        str(commit.version),
+        commit.commit_id,
+        f"{commit.target}#{commit.epoch}.{commit.version}.",
+        f"/kiwoom/{commit.target}",
+        commit.state["last_good"],
+        "1" if commit.clear else "0",
+        *lists,
+    ]
+
+
+def _known(state: Mapping[str, str], rows: Mapping[str, str]) -> Known:
+    tables: Tables = {}
+    for name, text in rows.items():
+        table, _, key = name.partition("/")
+        tables.setdefault(table, {})[key] = loads(text)
+    return Known(
+        version=int(state.get("version") or 0),
+        revision=int(state.get("revision") or 0),
+        trading_day=date.fromisoformat(state["trading_day"]) if state.get("trading_day") else None,
+        digest=state.get("digest", ""),
+        last_good=datetime.fromisoformat(state["last_good"]) if state.get("last_good") else None,
+        hold=hold_of(state.get("hold", "")),
+        elements=cast("dict[str, list[str]]", loads(state.get("elements") or "{}")),
+        rows=tables,
+    )

@@ -1,0 +1,149 @@
+"""One target is asked once: what is known of it, the broker's answer, the decision, the commit.
+
+Read `Watched.poll` as a sentence. The surprise: what we know of a target stays in memory between polls, and is loaded
+again whenever a commit may or may not have happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from poller.broker import Answer, Broker
+from poller.clock import Clock
+from poller.commit import Commit, Known, Seen, decide, gap_since, is_unchanged, iso, unchanged
+from poller.contract import GapReason
+from poller.errors import NotWhole
+from poller.grid import Job, Timing
+from poller.quarantine import Quarantine
+from poller.rows import reaches_back, read_answer
+from poller.store import Store
+from poller.trs.base import Append
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every poll works with."""
+
+    broker: Broker
+    store: Store
+    timing: Timing
+    clock: Clock
+    quarantine: Quarantine
+
+    def now_ms(self) -> int:
+        """The present in milliseconds since 1970."""
+        return int(self.clock.now().timestamp() * 1000)
+
+
+class Watched:
+    """One target and where it stands in this process."""
+
+    def __init__(self, job: Job, desk: Desk) -> None:
+        self.job, self.target, self._desk = job, job.target, desk
+        self.known: Known | None = None
+        self.failures = 0
+        self.trouble: str | None = None
+        self.gap_reason: GapReason = "stopped"
+        self._committed_version = 0
+        self._rolled_back = False
+        self._log = structlog.get_logger("poller").bind(tr=job.target.tr.code, target=str(job.target))
+
+    async def poll(self, due: datetime) -> tuple[Commit, int]:
+        """Ask, decide, commit: what was written, and the TR's `seq` after it.
+
+        Raises TryLater, NotWhole, SkipTarget, GiveUp and the errors of the store; nothing is written then, but for
+        StoreDown, where only the next load can tell.
+        """
+        known = self.known or await self.load()
+        asked_at = self._desk.clock.now()
+        answer = await self.ask(known, due)
+        now = self._desk.clock.now()
+        commit = self.decide(known, answer, (asked_at, now), self._desk.store.epochs[self.target.tr.code])
+        following = iso(self._desk.timing.due(self.job, now))
+        also = {"last_attempt": iso(now), "last_error": "", "gap": "", "next_due": following}
+        seq = await self._desk.store.commit(commit, also)
+        self.known, self._rolled_back = commit.known, commit.known.rolled_back
+        self._committed_version = commit.version
+        self._tell(commit, known, seq)
+        return commit, seq
+
+    async def load(self) -> Known:
+        """What was last committed; if that is older than what we saw committed, an epoch begins and a reset follows."""
+        known = await self._desk.store.load(self.target)
+        if known.version < self._committed_version and not self._rolled_back:
+            self._log.warning("store.rolled_back", had=self._committed_version, has=known.version)
+            await self._desk.store.begin_epoch(self.target.tr, self._desk.now_ms())
+            self._rolled_back = True
+        self._committed_version = known.version
+        self.known = replace(known, rolled_back=self._rolled_back)
+        return self.known
+
+    async def ask(self, known: Known, due: datetime) -> Answer:
+        """The broker's whole answer; of a sliding window, the pages back to the newest row that we have of this day."""
+        clock, newest = self._desk.clock, dict[str, str]()
+        same_day = known.trading_day == self._desk.timing.timetable.trading_day_at(clock.now())
+        if same_day and known.revision == self.target.tr.revision and not known.rolled_back:
+            for table in self.target.tr.tables:
+                if isinstance(table, Append) and known.rows.get(table.name):
+                    newest[table.name] = max(known.rows[table.name])
+        deadline_s = clock.monotonic_s() + (due - clock.now()).total_seconds() + self.job.every_s
+        enough = partial(reaches_back, self.target, newest)
+        return await self._desk.broker.fetch(self.target, enough, deadline_s=deadline_s)
+
+    def decide(self, known: Known, answer: Answer, asked: tuple[datetime, datetime], epoch: int) -> Commit:
+        """What an answer, asked for and complete at these moments, means for what we know.
+
+        Raises NotWhole or SkipTarget.
+        """
+        timetable, (asked_at, now) = self._desk.timing.timetable, asked
+        session, trading_day = timetable.session_at(now), timetable.trading_day_at(now)
+        before_opening = session == "pre" and self._desk.timing.calendar is not None
+        if before_opening or timetable.trading_day_at(asked_at) != trading_day:
+            # yesterday's rows, or the new day's zeros: not compared, so the last good poll stays where it was
+            return unchanged(self.target, known, known.last_good, epoch)
+        gap = None
+        if known.last_good is not None and known.revision:
+            scheduled_s = self._desk.timing.scheduled_s(self.job, known.last_good, now)
+            gap = gap_since(known.last_good, now, scheduled_s, self.job.every_s, self.gap_reason)
+        if gap is None and is_unchanged(self.target, known, answer.digest, trading_day):
+            return unchanged(self.target, known, now, epoch)
+        try:
+            reading = read_answer(self.target, answer.pages)
+            for bad in reading.unreadable:
+                self.put_aside(f"{bad.table}/{bad.key} {bad.field} ({bad.element}): {bad.reason}", answer.bodies)
+            if reading.saturated:
+                self._log.warning("value.saturated", values=reading.saturated)
+            seen = Seen(reading, answer.digest, now, trading_day, session, epoch, self.job.every_s, gap)
+            return decide(self.target, known, seen)
+        except NotWhole as error:
+            error.bodies = answer.bodies
+            raise
+
+    def put_aside(self, reason: str, bodies: Sequence[bytes]) -> None:
+        """Keep an answer for a person, and say so once per fault."""
+        try:
+            path = self._desk.quarantine.keep(self.target, self._desk.clock.now(), reason, bodies)
+        except OSError as error:
+            self._log.warning("quarantine.failed", error=str(error))
+            return
+        if path is not None:
+            self._log.warning("answer.quarantined", reason=reason, file=str(path))
+
+    def overdue_since(self, now: datetime) -> datetime | None:
+        """The last good poll, if a gap would be declared now."""
+        if self.known is None or self.known.last_good is None:
+            return None
+        scheduled_s = self._desk.timing.scheduled_s(self.job, self.known.last_good, now)
+        return self.known.last_good if scheduled_s > 2 * self.job.every_s else None
+
+    def _tell(self, commit: Commit, known: Known, seq: int) -> None:
+        hold = commit.known.hold
+        if hold is not None and known.hold != hold:
+            self._log.warning("table.held", missing={table: len(keys) for table, keys in hold.missing.items()})
+        if commit.drafts:
+            self._log.info("change.published", label=self.target.label, entries=len(commit.drafts), seq=seq)

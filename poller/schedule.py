@@ -1,0 +1,287 @@
+"""A plan goes in; polls happen, each target on its own grid, while this poller leads.
+
+The surprises: every target is asked once at the start, whatever the hour; a tick that was missed is skipped; and a
+poller that no longer leads sends nothing, since its successor spends the same budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from poller.commit import iso
+from poller.errors import BrokerError, GiveUp, NotWhole, SkipTarget, TryLater
+from poller.grid import Job, backoff_s
+from poller.poll import Desk, Watched
+from poller.store import LEASE_S, Fenced, Stale, StoreDown, StoreError, StoreFull, UnfitStore
+from poller.trs.base import TR
+from poller.upkeep import Trimmer, Upkeep
+
+STOP_S = 4.0
+"""What is in flight may finish within this after a stop; a commit cut off later is whole or not there."""
+
+GIVE_UP_LEAD_S = 2.0
+"""A server that does not answer must not hold up a stop; the lease runs out by itself."""
+
+TRIM_EVERY_S = 60.0
+STORE_RETRY_S = 0.5
+LEASE_MARGIN_S = 1.0
+"""A request sent this shortly before the lease ends could arrive after it."""
+
+
+@dataclass
+class Stats:
+    """What happened since the start, for summaries."""
+
+    polls: int = 0
+    failed: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+
+
+class Poller:
+    """Polls the plan while it leads, and stands by while another does."""
+
+    def __init__(self, jobs: Sequence[Job], desk: Desk, upkeep: Upkeep, rng: random.Random | None = None) -> None:
+        self._desk, self._store, self._clock = desk, desk.store, desk.clock
+        self._watched = [Watched(job, desk) for job in jobs]
+        self._trs: tuple[TR, ...] = tuple({job.target.tr.code: job.target.tr for job in jobs}.values())
+        self._trimmer = Trimmer(desk.store, self._trs, jobs, upkeep)
+        self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
+        self._stopped: set[str] = set()
+        self._over = asyncio.Event()
+        self._lead_until_s = 0.0
+        self._fatal: GiveUp | UnfitStore | None = None
+        self._store_trouble = False
+        self._broker_trouble = False
+        self._log = structlog.get_logger("poller")
+        self.stats = Stats()
+        desk.broker.may_send = lambda: self._clock.monotonic_s() < self._lead_until_s - LEASE_MARGIN_S
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Poll until `stop`. Raises GiveUp where the broker refuses the key, UnfitStore where the store is not ours."""
+        while not stop.is_set() and self._fatal is None:
+            if await self._take_lead(stop):
+                await self._reign(stop)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_LEAD_S):
+                await self._store.give_up_lead()
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _take_lead(self, stop: asyncio.Event) -> bool:
+        standby = False
+        while not stop.is_set():
+            asked_s, wait_s = self._clock.monotonic_s(), STORE_RETRY_S
+            try:
+                wait_s = await self._store.take_lead(self._trs, self._desk.now_ms())
+                self._store_is_back()
+            except (StoreDown, Fenced) as error:
+                self._store_is_gone(error)
+                await self._store.revive()
+            if wait_s == 0:
+                self._lead_until_s = asked_s + LEASE_S
+                self._log.info("lead.taken", epochs=self._store.epochs)
+                return True
+            if not standby and not self._store_trouble:
+                standby = True
+                self._log.info("lead.awaited", why="another poller leads; this one follows when it stops")
+            await self._clock.wait(stop, min(wait_s, LEASE_S / 3))
+        return False
+
+    async def _reign(self, stop: asyncio.Event) -> None:
+        """Poll while we lead; afterwards what is in flight may finish for a few seconds.
+
+        The loops end because the reign is over, not by cancelling them: a cancellation that came while a commit
+        connected was seen to be swallowed (redis-py 8.1, Python 3.11), and that loop went on.
+        """
+        self._over = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            loops = [tasks.create_task(self._watch(watched)) for watched in self._watched]
+            loops.append(tasks.create_task(self._keep_trimmed()))
+            stopping = tasks.create_task(self._end_with(stop))
+            await self._keep_lead()
+            self._over.set()
+            _, late = await asyncio.wait(loops, timeout=STOP_S)
+            for task in (*late, stopping):
+                task.cancel()
+
+    async def _end_with(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._over.set()
+
+    async def _keep_lead(self) -> None:
+        while not await self._clock.wait(self._over, STORE_RETRY_S if self._store_trouble else LEASE_S / 3):
+            asked_s = self._clock.monotonic_s()
+            try:
+                if not await self._store.renew_lead():
+                    self._log.warning("lead.lost", why="another poller leads now")
+                    return
+                self._lead_until_s = asked_s + LEASE_S
+                self._store_is_back()
+            except StoreDown as error:
+                self._store_is_gone(error)
+                await self._store.revive()
+                if self._clock.monotonic_s() > self._lead_until_s:
+                    return
+            except UnfitStore as error:
+                self._end(error)
+
+    def _end(self, error: GiveUp | UnfitStore) -> None:
+        """Nothing helps but a person: end the reign, and `run` with this error."""
+        self._fatal = self._fatal or error
+        self._over.set()
+
+    async def _watch(self, watched: Watched) -> None:
+        """Ask one target on its grid until the reign is over or asking has become pointless."""
+        due: datetime | None = self._clock.now()
+        while due is not None and not await self._clock.wait(self._over, (due - self._clock.now()).total_seconds()):
+            if watched.target.tr.code in self._stopped:
+                return
+            if self._store_trouble:  # an answer could not be written down; when it can, everybody is late
+                due = self._soon()
+                continue
+            if self._trimmer.pauses(watched.job):
+                watched.gap_reason = "store"
+                due = self._due(watched)
+                continue
+            self.stats.polls += 1
+            try:
+                due = await self._turn(watched, due)
+            except (GiveUp, UnfitStore) as error:
+                self._end(error)
+                return
+            except StoreError as error:  # lost while dealing with another error
+                self._store_is_gone(error)
+                due = self._soon()
+            except Exception:  # noqa: BLE001 -- one target's surprise never stops the others
+                self._log.exception("poll.crashed", target=str(watched.target))
+                self.stats.failed += 1
+                watched.known = None
+                due = self._due(watched)
+
+    async def _turn(self, watched: Watched, due: datetime) -> datetime | None:
+        """One poll and what follows from it: the next due time, or None to stop asking."""
+        try:
+            commit, _ = await watched.poll(due)
+        except TryLater as error:
+            return await self._try_later(watched, error)
+        except (SkipTarget, GiveUp) as error:
+            await self._stop_asking(watched, error)
+            return None
+        except Stale as error:
+            watched.known = None
+            self._log.info("commit.stale", target=str(watched.target), expected=error.expected, stored=error.stored)
+            return self._clock.now()
+        except Fenced as error:
+            watched.known = None
+            return await self._fenced(watched, error)
+        except (StoreDown, StoreFull) as error:
+            watched.known, watched.gap_reason = None, "store"
+            self.stats.failed += 1
+            self._store_is_gone(error)
+            return self._soon()
+        self.stats.changes[watched.target.tr.code] += commit.changes
+        self._recovered(watched)
+        due = self._due(watched)
+        if commit.known.last_good and self._desk.timing.due(watched.job, commit.known.last_good) < due:
+            watched.gap_reason = "store"  # the commit took past a tick: what was missed, the store is to blame for
+        return due
+
+    async def _try_later(self, watched: Watched, error: TryLater) -> datetime:
+        """Note the trouble, put a bad answer aside, and come back after a pause or on the grid."""
+        self.stats.failed += 1
+        watched.failures += 1
+        watched.gap_reason = "broker"
+        self._begin_trouble(watched, error)
+        if isinstance(error, NotWhole):
+            watched.put_aside(str(error), error.bodies)
+        now = self._clock.now()
+        pause_s = max(error.wait_s, backoff_s(watched.failures, watched.job.every_s, self._rng))
+        again = now + timedelta(seconds=pause_s)
+        due = again if again < self._due(watched) else self._desk.timing.due(watched.job, again)
+        await self._note(watched, error, due)
+        return due
+
+    async def _stop_asking(self, watched: Watched, error: SkipTarget | GiveUp) -> None:
+        if isinstance(error, GiveUp) and error.scope == "key":
+            raise error
+        whole_tr = isinstance(error, GiveUp) and error.scope == "tr"
+        if whole_tr:
+            self._stopped.add(watched.target.tr.code)
+        what = watched.target.tr.code if whole_tr else str(watched.target)
+        self._log.error("poll.stopped", what=what, error=str(error))
+        await self._note(watched, error, None)
+
+    async def _note(self, watched: Watched, error: BrokerError, due: datetime | None) -> None:
+        """Write a failed attempt into the state hash, where `status` reads it."""
+        now = self._clock.now()
+        since = watched.overdue_since(now)
+        fields = {
+            "last_attempt": iso(now),
+            "last_error": str(error),
+            "next_due": iso(due) if due else "",
+            "gap": iso(since) if since else "",
+        }
+        try:
+            await self._store.note(watched.target, fields)
+        except (StoreDown, StoreFull, Fenced) as trouble:  # told by those who need the store, this is a note
+            self._log.debug("note.failed", target=str(watched.target), error=str(trouble))
+
+    async def _fenced(self, watched: Watched, error: Fenced) -> datetime | None:
+        """The script refused us: another leads, or the server forgot us, or a task of ours began a new epoch."""
+        if error.epoch in {0, self._store.epochs[watched.target.tr.code]}:
+            if not await self._store.renew_lead():
+                self._log.warning("lead.lost", why="another poller leads now")
+                self._over.set()
+                return None
+            await self._store.begin_epoch(watched.target.tr, self._desk.now_ms())
+        return self._clock.now()
+
+    def _begin_trouble(self, watched: Watched, error: TryLater) -> None:
+        if error.everywhere and not self._broker_trouble:
+            self._broker_trouble = True
+            self._log.warning("broker.lost", error=str(error))
+        elif not error.everywhere and watched.trouble is None:
+            self._log.warning("poll.failed", target=str(watched.target), error=str(error))
+        watched.trouble = None if error.everywhere else str(error)
+
+    def _recovered(self, watched: Watched) -> None:
+        watched.failures, watched.gap_reason = 0, "stopped"
+        if self._broker_trouble:
+            self._broker_trouble = False
+            self._log.info("broker.recovered")
+        if watched.trouble is not None:
+            watched.trouble = None
+            self._log.info("poll.recovered", target=str(watched.target))
+
+    def _store_is_gone(self, error: StoreError) -> None:
+        if not self._store_trouble:
+            self._store_trouble = True
+            self._log.warning("store.lost", error=str(error))
+        for watched in self._watched:
+            watched.gap_reason = "store"
+
+    def _store_is_back(self) -> None:
+        if self._store_trouble:
+            self._store_trouble = False
+            self._log.info("store.recovered")
+
+    async def _keep_trimmed(self) -> None:
+        while not await self._clock.wait(self._over, TRIM_EVERY_S):
+            try:
+                await self._trimmer.trim(self._desk.now_ms())
+            except (StoreDown, StoreFull) as error:
+                self._log.debug("trim.failed", error=str(error))
+
+    def _soon(self) -> datetime:
+        return self._clock.now() + timedelta(seconds=STORE_RETRY_S)
+
+    def _due(self, watched: Watched) -> datetime:
+        return self._desk.timing.due(watched.job, self._clock.now())

@@ -1,0 +1,107 @@
+"""What `sectorwire demo` runs: a plan over all six TRs; its market is always open and resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from poller.contract import dumps
+from poller.session import Calendar, Session
+from poller.settings import Secrets, Settings, load_settings
+from poller.simulator.clock import MarketClock, default_start
+
+SPEED = 10.0
+"""Ten market seconds a second: flows, which move every 90 s, move while a person watches."""
+
+SECRETS = Secrets(app_key=SecretStr("demo-app-key"), secret_key=SecretStr("demo-secret-key"))
+
+PLAN = """\
+# Written by `sectorwire demo`, whose market is made up and runs ten times as fast.
+# Look at it from another terminal:  sectorwire tail --config {path}
+
+[kiwoom]
+base_url = "{base_url}"
+requests_per_second = 4
+
+[schedule]
+sessions = "always"
+
+[data]
+dir = {directory}
+
+[[poll]]
+tr = "ka20003"
+target = {{ inds_cd = ["001", "101"] }}
+every = "5s"
+
+[[poll]]
+tr = "ka20001"
+target = {{ inds_cd = ["001", "101", "013"] }}
+every = "5s"
+
+[[poll]]
+tr = "ka10051"
+target = {{ mrkt_tp = ["0", "1"], amt_qty_tp = "0", stex_tp = "3" }}
+every = "6s"
+
+[[poll]]
+tr = "ka10010"
+target = {{ stk_cd = ["005930"] }}
+every = "5s"
+
+[[poll]]
+tr = "ka20002"
+target = {{ inds_cd = "013", stex_tp = "3" }}
+every = "10s"
+
+[[poll]]
+tr = "ka20009"
+target = {{ inds_cd = ["001", "101"] }}
+every = "10s"
+"""
+
+
+def write_plan(directory: Path, base_url: str) -> Settings:
+    """Write the demo's configuration beside its data, where `tail` and `status` find it, and read it back."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "sectorwire.toml"
+    path.write_text(PLAN.format(path=path, base_url=base_url, directory=dumps(str(directory))), "utf-8")
+    return load_settings(path, {})
+
+
+@dataclass(frozen=True)
+class MarketTimetable:
+    """The trading day and session of the made-up market at a real moment."""
+
+    clock: MarketClock
+
+    def trading_day_at(self, moment: datetime) -> date:
+        """The market's trading day."""
+        return self.clock.calendar.trading_day_at(self.clock.at(moment))
+
+    def session_at(self, moment: datetime) -> Session:
+        """The market's session."""
+        return self.clock.calendar.session_at(self.clock.at(moment))
+
+
+class Pendulum:
+    """Keeps the market's time in a file, so that a second start goes on where the first stopped."""
+
+    def __init__(self, directory: Path, now: datetime) -> None:
+        self._path = directory / "market.json"
+        calendar = Calendar()
+        start = default_start(now, calendar)
+        with suppress(OSError, ValueError, KeyError):  # a first start, or a file cut off by a crash
+            start = datetime.fromisoformat(json.loads(self._path.read_text("utf-8"))["market_time"])
+        self.clock = MarketClock(start, now, SPEED, skip_closed=True, calendar=calendar)
+
+    def remember(self, now: datetime) -> None:
+        """Write down the market's time, all of it or nothing. Raises OSError."""
+        temporary = self._path.with_suffix(".part")
+        temporary.write_text(dumps({"market_time": self.clock.at(now).isoformat()}), "utf-8")
+        temporary.replace(self._path)

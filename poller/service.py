@@ -1,0 +1,117 @@
+"""Settings go in; a connected server, a broker and a poller come out, and are closed in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from poller.broker import Broker
+from poller.clock import Clock
+from poller.embedded import EmbeddedServer, NoServer
+from poller.gate import Gates
+from poller.grid import Timing
+from poller.poll import Desk
+from poller.quarantine import Quarantine
+from poller.session import Calendar, Timetable
+from poller.settings import ConfigError, Secrets, Settings
+from poller.store import Store, StoreDown, UnfitStore, connect
+
+OLDEST_SERVER = (7, 0)
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The connected server, ours or the one that was given."""
+
+    redis: Redis
+    embedded: EmbeddedServer | None
+    told: str
+
+    def revive(self) -> None:
+        """See that a server of our own runs again after it was lost."""
+        if self.embedded is not None:
+            self.embedded.ensure()
+
+
+@asynccontextmanager
+async def open_bus(settings: Settings) -> AsyncIterator[Bus]:
+    """Connect to the configured server, or to one of our own.
+
+    Raises ConfigError where there is none, StoreDown where it does not answer, UnfitStore where it is too old.
+    """
+    async with AsyncExitStack() as stack:
+        url, embedded = settings.bus.url, None
+        if url is None:
+            embedded = EmbeddedServer(settings.data.dir.absolute())
+            try:
+                await asyncio.to_thread(embedded.start)
+            except NoServer as error:
+                raise ConfigError(str(error)) from error
+            except OSError as error:
+                raise StoreDown(str(error)) from error
+            stack.push_async_callback(asyncio.to_thread, embedded.stop, wait=True)
+            url = embedded.url
+        redis = connect(url)
+        stack.push_async_callback(redis.aclose)
+        told = await _probe(redis, url)
+        yield Bus(redis, embedded, told)
+
+
+async def _probe(redis: Redis, url: str) -> str:
+    """What answers there, in words."""
+    where = without_password(url)
+    try:
+        info = await redis.info("server")
+    except (RedisError, OSError) as error:
+        raise StoreDown(
+            f"no server answers at {where}: start it, or correct REDIS_URL or [bus] url ({error})"
+        ) from error
+    name = "valkey" if "valkey_version" in info else "redis"
+    version = str(info.get("valkey_version") or info.get("redis_version"))
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER:
+        raise UnfitStore(f"{name} {version} at {where} is too old: sectorwire needs 7.0 or later")
+    return f"{name} {version} at {where}"
+
+
+def without_password(url: str) -> str:
+    """The address for people: no user, no password.
+
+    >>> without_password("redis://me:secret@127.0.0.1:6379/0")
+    'redis://127.0.0.1:6379/0'
+    """
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+@asynccontextmanager
+async def open_desk(
+    settings: Settings, secrets: Secrets, bus: Bus, *, timetable: Timetable | None = None, clock: Clock | None = None
+) -> AsyncIterator[Desk]:
+    """Everything a poll works with. `timetable` tells the trading day where it is not KRX's own calendar."""
+    clock = clock or Clock()
+    calendar = Calendar(closures=frozenset(settings.schedule.closed_days))
+    always = settings.schedule.sessions == "always"
+    prefix = settings.bus.prefix
+    broker = Broker(
+        settings.kiwoom.url,
+        secrets.app_key,
+        secrets.secret_key,
+        gates=Gates(settings.kiwoom.limits, clock),
+        redis=bus.redis,
+        prefix=prefix,
+        clock=clock,
+    )
+    async with broker:
+        yield Desk(
+            broker=broker,
+            store=Store(bus.redis, prefix, on_lost=bus.revive),
+            timing=Timing(timetable or calendar, None if always else calendar),
+            clock=clock,
+            quarantine=Quarantine(settings.data.dir / "quarantine"),
+        )

@@ -1,0 +1,147 @@
+"""What the server holds about each target goes in; a table for people, and a verdict for health checks, come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from rich.table import Table
+
+from poller.contract import Keys
+from poller.grid import Job, Timing
+
+STALE_INTERVALS = 3
+"""A target is stale after this many scheduled intervals without a good poll: one more than a declared gap takes."""
+
+GRACE_S = 15.0
+"""A poll waits for its turn and takes its time: short intervals are given this much on top."""
+
+
+@dataclass(frozen=True)
+class TargetStatus:
+    """One target as the state hash tells it."""
+
+    target: str
+    label: str
+    every_s: float
+    version: int
+    last_good: datetime | None
+    next_due: datetime | None
+    last_error: str
+    gap: str
+    hold: str
+    stale: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "target": self.target,
+            "label": self.label,
+            "every_s": self.every_s,
+            "version": self.version,
+            "last_good": self.last_good.isoformat() if self.last_good else None,
+            "next_due": self.next_due.isoformat() if self.next_due else None,
+            "last_error": self.last_error or None,
+            "gap_since": self.gap or None,
+            "held": bool(self.hold),
+            "stale": self.stale,
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """The whole pipeline at one moment."""
+
+    server: str
+    leader: str | None
+    seq: dict[str, int]
+    targets: list[TargetStatus]
+
+    @property
+    def well(self) -> bool:
+        """Whether somebody leads and no target is stale."""
+        return self.leader is not None and not any(target.stale for target in self.targets)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        targets = [target.as_json() for target in self.targets]
+        return {"well": self.well, "server": self.server, "leader": self.leader, "seq": self.seq, "targets": targets}
+
+    def verdict(self) -> str:
+        """One line for a health check."""
+        if self.leader is None:
+            return "no poller leads: start `sectorwire poll`"
+        stale = [target for target in self.targets if target.stale]
+        if not stale:
+            return f"well: {len(self.targets)} targets fresh"
+        first = stale[0]
+        why = f", last error: {first.last_error}" if first.last_error else ""
+        return f"{len(stale)} of {len(self.targets)} targets stale, first {first.target}{why}"
+
+
+async def read_status(
+    redis: Redis, prefix: str, jobs: Sequence[Job], timing: Timing, now: datetime, server: str
+) -> Status:
+    """Gather the state of every target. Raises redis.exceptions.RedisError."""
+    keys = Keys(prefix)
+    codes = sorted({job.target.tr.code for job in jobs})
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.get(keys.leader)
+    for code in codes:
+        pipeline.hget(keys.of(code, "meta"), "seq")
+    for job in jobs:
+        pipeline.hgetall(keys.of(job.target.tr.code, "state", job.target.query))
+    leader, *answers = await pipeline.execute()
+    return Status(
+        server=server,
+        leader=cast("str | None", leader),
+        seq={code: int(answer or 0) for code, answer in zip(codes, answers, strict=False)},
+        targets=[_target(job, state, timing, now) for job, state in zip(jobs, answers[len(codes) :], strict=True)],
+    )
+
+
+def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> TargetStatus:
+    last_good, next_due = _moment(state.get("last_good")), _moment(state.get("next_due"))
+    overdue_s = timing.scheduled_s(job, last_good, now) if last_good else 0.0
+    return TargetStatus(
+        target=str(job.target),
+        label=job.target.label,
+        every_s=job.every_s,
+        version=int(state.get("version") or 0),
+        last_good=last_good,
+        next_due=next_due,
+        last_error=state.get("last_error", ""),
+        gap=state.get("gap", ""),
+        hold=state.get("hold", ""),
+        stale=last_good is None or overdue_s > STALE_INTERVALS * job.every_s + GRACE_S,
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def table(status: Status, now: datetime) -> Table:
+    """The targets for a person's eyes."""
+    leader = f"leader {status.leader}" if status.leader else "[red]no poller leads[/]"
+    grid = Table(title=f"{status.server} · {leader}", title_justify="left", caption=status.verdict(), box=None)
+    for name in ("target", "이름", "every", "last good", "next", "version", "seq", "trouble"):
+        grid.add_column(name, no_wrap=name != "trouble", justify="right" if name in {"version", "seq"} else "left")
+    for target in status.targets:
+        age = f"{(now - target.last_good).total_seconds():.0f}s ago" if target.last_good else "never"
+        following = f"{(target.next_due - now).total_seconds():+.0f}s" if target.next_due else "–"
+        trouble = target.last_error or ("held" if target.hold else "")
+        grid.add_row(
+            target.target,
+            target.label,
+            f"{target.every_s:g}s",
+            f"[red]{age}[/]" if target.stale else f"[green]{age}[/]",
+            following,
+            str(target.version),
+            str(status.seq[target.target.partition("?")[0]]),
+            trouble,
+        )
+    return grid

@@ -1,0 +1,352 @@
+"""The command line, and the only place that knows both packages: what is asked of the poller and of the consumers.
+
+`main` reads as a table of contents: the commands in groups, what each of them calls, and what an error becomes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import inspect
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+from rich.text import Text
+
+from consumers import tail
+from poller import commands
+from poller.catalogue import described, tr_named
+from poller.contract import Catalogue, dumps
+from poller.demo import SECRETS, MarketTimetable, Pendulum, write_plan
+from poller.errors import BrokerError
+from poller.schedule import Poller
+from poller.service import Bus, open_bus, open_desk
+from poller.settings import ConfigError, Settings
+from poller.store import StoreError
+from poller.trs.base import BadRequest
+
+DEMO_TOP = 3
+"""How many of a poll's changes the demo prints: enough to see the market move, few enough to read."""
+
+HELP = """\
+watches the six sector (업종) reports of Kiwoom Securities and tells what changed
+
+start
+  demo        everything at once on a simulated market: the first thing to run
+  init        write a commented sectorwire.toml
+  check       prove that the plan fits the broker's limits; --online signs in and asks
+  poll        poll, and publish changes to the streams
+
+look
+  once        one poll, printed: once ka20003 inds_cd=001
+  tail        changes as they come
+  status      targets with their freshness
+  catalogue   what each report holds; with a word, the fields that go by it
+  schema      the stream's contract as an AsyncAPI document
+
+develop
+  simulate    the made-up market as a server of its own
+
+sectorwire COMMAND --help explains each. Errors are one line; --debug adds the traceback.
+Exit status: 0 well, 1 failed while running, 2 wrong usage or configuration.
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says what to write."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest word that would have been right."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if unknown:
+            message = f"no command {unknown[1]!r}{nearest(unknown[1], re.findall(r'[a-z]+', unknown[2]))}"
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def refuse(self, unknown: str) -> NoReturn:
+        """Say that an option or a word is not known here."""
+        options = [option for action in self._actions for option in action.option_strings]
+        self.error(
+            f"unknown {'option' if unknown.startswith('-') else 'argument'} {unknown}{nearest(unknown, options)}"
+        )
+
+
+def nearest(wrong: str, known: Sequence[str]) -> str:
+    """A suggestion to append to a message, or nothing."""
+    close = difflib.get_close_matches(wrong.partition("=")[0], known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="sectorwire", usage="sectorwire COMMAND [options]", add_help=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="version", version=f"sectorwire {version('sectorwire')}")
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, about: str, call: object, *, config: bool = True) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, prog=f"sectorwire {name}", help=about, description=about, allow_abbrev=False)
+        sub.set_defaults(call=call, parser=sub)
+        sub.add_argument("--debug", action="store_true", help="logs in detail, errors with their traceback")
+        if config:
+            sub.add_argument("--config", metavar="FILE", help="default: SECTORWIRE_CONFIG, or sectorwire.toml here")
+        return sub
+
+    _start_options(
+        command("demo", "everything at once on a simulated market and a server of its own", demo, config=False),
+        command("init", "write a commented configuration for the mock server", commands.init),
+        command("check", "prove that the plan fits the broker's limits", commands.check),
+    )
+    command("poll", "poll, and publish changes to the streams, until Ctrl-C or SIGTERM", commands.poll)
+    _look_options(
+        command("once", "one poll, printed; nothing is published", commands.ask),
+        command("tail", "changes as they come", follow),
+        command("status", "targets with their freshness", commands.show_status),
+    )
+    _reference_options(
+        command("catalogue", "what each report holds", commands.catalogue, config=False),
+        command("schema", "the stream's contract as an AsyncAPI document", commands.schema, config=False),
+    )
+    _simulate_options(command("simulate", "the made-up market as a server", commands.simulate, config=False))
+    return parser
+
+
+def _start_options(
+    demo: argparse.ArgumentParser, init: argparse.ArgumentParser, check: argparse.ArgumentParser
+) -> None:
+    demo.add_argument("--seconds", type=_positive, metavar="N", help="end after N seconds with a summary")
+    demo.add_argument("--data", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
+    demo.add_argument("--all", action="store_true", help="print every change, not only the largest of each poll")
+    init.add_argument("--real", action="store_true", help="for the real server")
+    init.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    check.add_argument("--online", action="store_true", help="sign in, and ask one target of each TR")
+
+
+def _look_options(
+    once: argparse.ArgumentParser, tail: argparse.ArgumentParser, status: argparse.ArgumentParser
+) -> None:
+    once.add_argument("tr", metavar="TR", help="such as ka20003")
+    once.add_argument("values", nargs="*", metavar="element=value", help="such as inds_cd=001")
+    shape = once.add_mutually_exclusive_group()
+    shape.add_argument("--explain", action="store_true", help="request, pages, checks, and the events it would publish")
+    shape.add_argument("--raw", action="store_true", help="the answer as the broker sent it")
+    tail.add_argument("trs", nargs="*", metavar="TR", help="only these reports")
+    tail.add_argument("--from-start", action="store_true", help="begin with the oldest entry there is")
+    tail.add_argument("--top", type=_count, metavar="N", help="of each poll only the N largest moves")
+    tail.add_argument("--seconds", type=_positive, metavar="N", help="end after N seconds")
+    tail.add_argument("--json", action="store_true", help="one entry a line")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="live, until Ctrl-C")
+    how.add_argument("--check", action="store_true", help="one line; status 1 if nobody leads or a target is stale")
+    how.add_argument("--json", action="store_true", help="for programs")
+
+
+def _reference_options(catalogue: argparse.ArgumentParser, schema: argparse.ArgumentParser) -> None:
+    catalogue.add_argument("word", nargs="?", metavar="WORD", help="a TR, or a field by name, element or Korean label")
+    catalogue.add_argument("--json", action="store_true", help="for programs")
+    schema.add_argument("--prefix", default="sectorwire", help="of the keys; default: sectorwire")
+    schema.add_argument("--json", action="store_true", help="which it is anyway")
+
+
+def _simulate_options(simulate: argparse.ArgumentParser) -> None:
+    add = simulate.add_argument
+    add("--port", type=int, default=9100, help="default: 9100; 0 takes a free one")
+    add("--seed", type=int, default=1, help="another market; default: 1")
+    add("--speed", type=_positive, default=1.0, metavar="X", help="market time runs X times as fast")
+    add("--start", metavar="TIME", help="market time at the start, such as 2026-11-23T10:00")
+    add("--skip-closed", action="store_true", help="jump from each close to the next opening")
+    add("--faults", type=_share, default=0.0, metavar="P", help="share of requests that meet a fault, 0 to 1")
+    add("--limit", type=_count, default=5, metavar="N", help="requests a second per TR; default: 5")
+    add("--mock", action="store_true", help="one request a second over everything, as the mock server")
+    add("--check-keys", action="store_true", help="accept only the pair in KIWOOM_APP_KEY and KIWOOM_SECRET_KEY")
+    add("--ledger", type=Path, metavar="FILE", help="write down every answer that was served")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+async def follow(args: argparse.Namespace) -> int:
+    """Print changes as they come."""
+    settings, stop = commands.settings_of(args), commands.stop_on_signals()
+    catalogue = {code: tr for code, tr in described().items() if not args.trs or code in map(_code, args.trs)}
+    if args.seconds:
+        asyncio.get_running_loop().call_later(args.seconds, stop.set)
+    async with open_bus(settings) as bus:
+        await _print_changes(
+            settings,
+            bus,
+            catalogue,
+            stop,
+            top=args.top,
+            as_json=args.json,
+            from_start=args.from_start,
+        )
+    return 0
+
+
+def _code(name: str) -> str:
+    return tr_named(name).code
+
+
+async def _print_changes(
+    settings: Settings,
+    bus: Bus,
+    catalogue: Catalogue,
+    stop: asyncio.Event,
+    *,
+    top: int | None,
+    as_json: bool = False,
+    from_start: bool = False,
+) -> None:
+    console = commands.stdout()
+    batches = tail.follow(bus.redis, settings.bus.prefix, catalogue, from_start=from_start, over=stop.is_set)
+    async for entries in batches:
+        if as_json:
+            for entry in entries:
+                print(dumps({**entry.model_dump(exclude={"time"}), "time": entry.data["observed_at"]}), flush=True)
+        else:
+            for line in tail.lines(entries, catalogue, top):
+                console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+async def demo(args: argparse.Namespace) -> int:
+    """The whole line on a made-up market: simulator, server, poller, and the changes as they come."""
+    try:
+        from poller.simulator.server import SimulatorSettings, serving  # noqa: PLC0415 -- an optional extra
+    except ImportError as error:
+        raise ConfigError("the demo needs an extra: pip install 'sectorwire[embedded,simulator]'") from error
+    stop, catalogue, console = commands.stop_on_signals(), described(), commands.stdout()
+    args.data.mkdir(parents=True, exist_ok=True)
+    pendulum = Pendulum(args.data, datetime.now(UTC))
+    if args.seconds:
+        asyncio.get_running_loop().call_later(args.seconds, stop.set)
+    async with AsyncExitStack() as stack:
+        simulator, base_url = await stack.enter_async_context(serving(SimulatorSettings(clock=pendulum.clock)))
+        settings = write_plan(args.data, base_url)
+        bus = await stack.enter_async_context(open_bus(settings))
+        desk = await stack.enter_async_context(
+            open_desk(settings, SECRETS, bus, timetable=MarketTimetable(pendulum.clock))
+        )
+        poller = Poller(settings.jobs(), desk, commands.upkeep_of(settings))
+        console.print(_demo_banner(settings, bus, args.data))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_swing(pendulum, stop))
+            tasks.create_task(_print_changes(settings, bus, catalogue, stop, top=None if args.all else DEMO_TOP))
+            await poller.run(stop)
+            stop.set()
+    console.print(_demo_summary(poller, simulator.refusals, catalogue))
+    return 0
+
+
+async def _swing(pendulum: Pendulum, stop: asyncio.Event) -> None:
+    """Write the market's time down every second, so that even a killed demo goes on where it was."""
+    while not stop.is_set():
+        pendulum.remember(datetime.now(UTC))
+        try:
+            await asyncio.wait_for(stop.wait(), 1.0)
+        except TimeoutError:
+            continue
+    pendulum.remember(datetime.now(UTC))
+
+
+def _demo_banner(settings: Settings, bus: Bus, data: Path) -> Text:
+    banner = Text("sectorwire demo", "bold")
+    banner.append(f"  {len(settings.jobs())} targets of 6 reports, {bus.told}\n", "dim")
+    banner.append("시장은 만들어낸 것이며 10배속입니다 (a made-up market, ten times as fast). Ctrl-C ends it.\n", "dim")
+    return banner.append(f"look inside: sectorwire status --config {data}/sectorwire.toml\n", "dim")
+
+
+def _demo_summary(poller: Poller, refusals: int, catalogue: Catalogue) -> Text:
+    stats = poller.stats
+    summary = Text("\nsummary", "bold")
+    summary.append(f"  {stats.polls} polls, {stats.failed} failed, {refusals} refusals\n")
+    for code, tr in catalogue.items():
+        summary.append(f"  {code} {stats.changes[code]:>7,} changes  ", "cyan")
+        summary.append(f"{tr.name}\n")
+    return summary
+
+
+def _set_up_logs(*, debug: bool, quiet: bool) -> None:
+    """key=value lines on a terminal, JSON elsewhere, always on stderr."""
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    on_terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    plain = [] if on_terminal else [structlog.processors.format_exc_info]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=False),
+            *plain,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; an error becomes one line on stderr and an exit status."""
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            refusing: _Parser = getattr(args, "parser", _parser())
+            refusing.refuse(unknown[0])
+        if args.command is None:
+            print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
+            return 0 if args.help else 2
+        _set_up_logs(debug=debug, quiet=args.command != "poll")
+        outcome = args.call(args)
+        return int(asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)
+    except (UsageError, ConfigError, BadRequest) as error:
+        return _failed(error, 2, debug=debug)
+    except BrokenPipeError:  # `sectorwire tail | head`: whoever read us has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (BrokerError, StoreError, OSError) as error:
+        return _failed(error, 1, debug=debug)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _failed(error: Exception, status: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"sectorwire: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""What is wrong with a configuration is told in one line, with the place, the remedy, and never a secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poller.settings import (
+    BusSettings,
+    ConfigError,
+    KiwoomSettings,
+    Secrets,
+    Settings,
+    duration_s,
+    find_config,
+    load_settings,
+    read_secrets,
+    size_bytes,
+)
+from poller.starter import starter_config
+
+SECRET = "hunter2-hunter2-hunter2"
+A_POLL = '[[poll]]\ntr = "ka20003"\ntarget = { inds_cd = "001" }\nevery = "10s"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """A function that writes a configuration and gives its path."""
+
+    def written(text: str) -> Path:
+        path = tmp_path / "sectorwire.toml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return written
+
+
+def poll(tr: str, target: str, every: str = "10s", more: str = "") -> str:
+    return f'[[poll]]\ntr = "{tr}"\ntarget = {{ {target} }}\nevery = "{every}"\n{more}\n'
+
+
+def planned(path: Path) -> list[str]:
+    return [str(job.target) for job in load_settings(path, {}).jobs()]
+
+
+def refused(path: Path, environ: dict[str, str] | None = None) -> str:
+    """The one line that a configuration is refused with, without the path before it."""
+    with pytest.raises(ConfigError) as raised:
+        load_settings(path, environ or {}).jobs()
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "pydantic" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+# --- the plan
+
+
+def test_one_line_of_the_plan_is_one_target(write):
+    assert planned(write(A_POLL)) == ["ka20003?inds_cd=001"]
+
+
+def test_a_list_makes_one_target_per_value_and_several_lists_the_product(write):
+    path = write(poll("ka10051", 'mrkt_tp = ["0", "1"], amt_qty_tp = ["0", "1"], stex_tp = "1"'))
+
+    assert planned(path) == [
+        "ka10051?amt_qty_tp=0&mrkt_tp=0&stex_tp=1",
+        "ka10051?amt_qty_tp=1&mrkt_tp=0&stex_tp=1",
+        "ka10051?amt_qty_tp=0&mrkt_tp=1&stex_tp=1",
+        "ka10051?amt_qty_tp=1&mrkt_tp=1&stex_tp=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sector", "market"), [("001", "0"), ("603", "0"), ("150", "1"), ("201", "2"), ("402", "4"), ("771", "7")]
+)
+def test_the_market_follows_from_the_sector(write, sector: str, market: str):
+    assert planned(write(poll("ka20001", f'inds_cd = "{sector}"'))) == [f"ka20001?inds_cd={sector}&mrkt_tp={market}"]
+
+
+def test_a_market_that_agrees_may_be_given(write):
+    assert planned(write(poll("ka20009", 'inds_cd = "101", mrkt_tp = "1"'))) == ["ka20009?inds_cd=101&mrkt_tp=1"]
+
+
+def test_interval_and_priority_reach_the_job(write):
+    (job,) = load_settings(write(poll("ka20003", 'inds_cd = "001"', "1.5m", "priority = 3")), {}).jobs()
+
+    assert (job.every_s, job.priority) == (90.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "there is nothing to poll: add a [[poll]] section"),
+        (A_POLL + A_POLL, "ka20003?inds_cd=001 is polled twice"),
+        (poll("ka20003", 'inds_cd = ["001", "101", "001"]'), "ka20003?inds_cd=001 is polled twice"),
+        (poll("ka2003", 'inds_cd = "001"'), "[[poll]] 1: no TR 'ka2003'; did you mean ka20003?"),
+        (A_POLL + poll("nonsense", ""), "[[poll]] 2: no TR 'nonsense'; known: ka10010, ka10051"),
+        (poll("ka20003", "inds_cd = 1"), '[[poll]] 1: inds_cd = 1 is not text; write inds_cd = "001"'),
+        (poll("ka20003", 'inds_cd = "1"'), 'write inds_cd = "001"'),
+        (poll("ka20003", "inds_cd = 101"), 'inds_cd = 101 is not text; write inds_cd = "101"'),
+        (poll("ka20001", "inds_cd = 1"), '[[poll]] 1: inds_cd = 1 is not text; write inds_cd = "001"'),
+        (poll("ka20003", 'inds_cd = "002"'), 'allowed: "001" 종합(KOSPI), "101" 종합(KOSDAQ)'),
+        (poll("ka20003", ""), "ka20003 needs inds_cd (업종코드)"),
+        (poll("ka20001", ""), "ka20001 needs mrkt_tp (시장구분)"),
+        (poll("ka20002", 'inds_cd = "001"'), 'ka20002 needs stex_tp (거래소구분); allowed: "1" KRX, "2" NXT, "3" 통합'),
+        (poll("ka20002", 'inds_cd = "001", stex = "1"'), "no request element 'stex'; did you mean stex_tp?"),
+        (poll("ka20001", 'inds_cd = "101", mrkt_tp = "0"'), 'contradicts inds_cd = "101"; write "1" or leave it out'),
+        (poll("ka20001", 'inds_cd = "302"'), 'sector "302" does not tell its market; give mrkt_tp as well'),
+        (poll("ka10051", 'mrkt_tp = "2", amt_qty_tp = "0", stex_tp = "1"'), 'allowed: "0" 코스피, "1" 코스닥'),
+        (poll("ka10010", 'stk_cd = "KRX:039490"'), 'write stk_cd = "039490"'),
+        (
+            poll("ka10051", 'mrkt_tp = "0", amt_qty_tp = "0", stex_tp = "1", base_dt = "20241107"'),
+            "base_dt names a fixed day",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_with_the_remedy(write, text: str, told: str):
+    assert told in refused(write(text))
+
+
+@pytest.mark.parametrize("server", ["", '[kiwoom]\nenvironment = "mock"\n'])
+@pytest.mark.parametrize("exchange", ["2", "3"])
+def test_the_mock_server_serves_krx_only(write, server: str, exchange: str):
+    text = server + poll("ka20002", f'inds_cd = "001", stex_tp = "{exchange}"')
+
+    assert f'the mock server serves KRX only; write stex_tp = "1" instead of "{exchange}"' in refused(write(text))
+
+
+@pytest.mark.parametrize("server", ['environment = "real"', 'base_url = "http://127.0.0.1:9100"'])
+def test_other_servers_serve_every_exchange(write, server: str):
+    path = write(f"[kiwoom]\n{server}\n" + poll("ka20002", 'inds_cd = "001", stex_tp = "3"'))
+
+    assert planned(path) == ["ka20002?inds_cd=001&mrkt_tp=0&stex_tp=3"]
+
+
+# --- the file
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[kiwom]\nenvironment = 'mock'", "unknown key 'kiwom'; did you mean 'kiwoom'?"),
+        ("[kiwoom]\nenvironmnt = 'mock'", "[kiwoom] unknown key 'environmnt'; did you mean 'environment'?"),
+        ("[bus]\nzzz = 1", "[bus] unknown key 'zzz'; known here: url, prefix, retention, max_bytes"),
+        (A_POLL + 'evry = "1s"', "[[poll]] 1: unknown key 'evry'; did you mean 'every'?"),
+        ('[[poll]]\ntr = "ka20003"\ntarget = { inds_cd = "001" }', "[[poll]] 1: every is missing"),
+        (poll("ka20003", 'inds_cd = "001"', "10"), "every '10' is not a duration; write a number with its unit"),
+        (A_POLL.replace('"10s"', "10"), "every 10 is not a duration"),
+        (poll("ka20003", 'inds_cd = "001"', "-5s"), "every '-5s' is not a duration"),
+        (poll("ka20003", 'inds_cd = "001"', "0.5s"), 'every is at least "1s"'),
+        ('[bus]\nmax_bytes = "1 gigabyte"', "max_bytes '1 gigabyte' is not a size"),
+        ('[bus]\nretention = "1 week"', "retention '1 week' is not a duration"),
+        ('[bus]\nprefix = "a b"', "[bus] prefix"),
+        ('[kiwoom]\nenvironment = "test"', "environment Input should be 'real' or 'mock' (given: 'test')"),
+        ('[kiwoom]\nenvironment = "mock"\nbase_url = "http://x"', "give environment or base_url, not both"),
+        ("[kiwoom]\nrequests_per_second = 5", "requests_per_second Input should be less than 5"),
+        ('[schedule]\nsessions = "never"', "sessions Input should be 'market' or 'always' (given: 'never')"),
+        ("[kiwoom]\nzzz = 1\n[bus]\nzzz = 1", "(and 1 more)"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_the_remedy(write, text: str, told: str):
+    assert told in refused(write(text))
+
+
+@pytest.mark.parametrize("name", ["app_key", "appkey", "secret_key", "secretkey", "token", "KIWOOM_secret"])
+@pytest.mark.parametrize("section", ["", "[kiwoom]\n", "[data]\n", A_POLL])
+def test_a_secret_in_the_file_is_refused_with_the_place_where_it_belongs(write, name: str, section: str):
+    message = refused(write(f'{section}{name} = "{SECRET}"'))
+
+    assert f"unknown key '{name}': secrets come from the environment" in message
+    assert "KIWOOM_APP_KEY and KIWOOM_SECRET_KEY" in message
+    assert SECRET not in message
+
+
+def test_a_file_that_is_not_toml_says_where(write):
+    assert "is not TOML" in refused(write("[bus\n"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not text", "no file"])
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "sectorwire.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    assert "cannot be read" in refused(path)
+
+
+def test_sections_of_the_readers_are_not_the_pollers_to_check(write):
+    text = A_POLL + '[[rule]]\nname = "x"\n[[endpoint]]\nname = "y"\n[archive]\npath = "z"\n'
+
+    assert load_settings(write(text), {}).jobs()
+
+
+def test_nothing_but_the_plan_has_to_be_said(write):
+    settings = load_settings(write(A_POLL), {})
+
+    assert (settings.kiwoom.url, settings.bus.url, settings.bus.prefix) == (
+        "https://mockapi.kiwoom.com",
+        None,
+        "sectorwire",
+    )
+    assert (settings.bus.retention, settings.bus.max_bytes) == (86_400, 10**9)
+    assert settings.schedule.sessions == "market"
+
+
+def test_the_environment_overrides_the_address_of_the_bus_alone(write):
+    settings = load_settings(write('[bus]\nurl = "redis://here"\nprefix = "mine"'), {"REDIS_URL": "redis://there/1"})
+
+    assert (settings.bus.url, settings.bus.prefix) == ("redis://there/1", "mine")
+    assert load_settings(write(""), {"REDIS_URL": ""}).bus == BusSettings()
+
+
+@pytest.mark.parametrize("environment", ["real", "mock"])
+def test_the_starter_configuration_is_a_configuration(write, environment):
+    settings = load_settings(write(starter_config(environment)), {})
+
+    assert settings.jobs()
+    assert settings.kiwoom.environment == environment
+
+
+def test_settings_do_not_change_once_read():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().kiwoom = KiwoomSettings()
+
+
+@pytest.mark.parametrize(("text", "found"), [("10s", 10), ("1.5m", 90), ("24h", 86_400), ("2d", 172_800), (" 5 s ", 5)])
+def test_a_duration_is_a_number_with_its_unit(text: str, found: float):
+    assert duration_s(text) == found
+
+
+@pytest.mark.parametrize("wrong", ["", "s", "10", "1h30m", "10S", "1e3s", None, 10, 1.5, True])
+def test_anything_else_is_no_duration(wrong: object):
+    with pytest.raises(ValueError, match="is not a duration"):
+        duration_s(wrong)
+
+
+@pytest.mark.parametrize(("text", "found"), [("1GB", 10**9), ("500 mb", 5 * 10**8), ("512MiB", 2**29), ("4KiB", 4096)])
+def test_a_size_is_a_number_with_its_unit(text: str, found: int):
+    assert size_bytes(text) == found
+
+
+@pytest.mark.parametrize("wrong", ["", "1", "1.5GB", "1TB", "GB", 5, None])
+def test_anything_else_is_no_size(wrong: object):
+    with pytest.raises(ValueError, match="is not a size"):
+        size_bytes(wrong)
+
+
+# --- limits
+
+
+def test_the_mock_server_has_one_limit_and_the_real_one_has_one_per_tr():
+    assert list(KiwoomSettings().limits) == ["*"]
+    real = KiwoomSettings(environment="real", requests_per_second=4).limits
+    assert len(real) == 6
+    assert {limit.requests for limit in real.values()} == {4}
+    assert KiwoomSettings(base_url="http://127.0.0.1:9100").limits.keys() == real.keys()
+
+
+# --- where the file is
+
+
+def test_the_configuration_is_given_or_named_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("given.toml", "named.toml", "sectorwire.toml"):
+        (tmp_path / name).touch()
+    named = {"SECTORWIRE_CONFIG": "named.toml"}
+
+    assert find_config("given.toml", named) == Path("given.toml")
+    assert find_config(None, named) == Path("named.toml")
+    assert find_config(None, {}) == Path("sectorwire.toml")
+
+
+def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match="run `sectorwire init` to write one"):
+        find_config(None, {})
+    with pytest.raises(ConfigError, match=r"there is no elsewhere\.toml: check the path"):
+        find_config("elsewhere.toml", {})
+
+
+# --- secrets
+
+
+def test_keys_come_from_the_environment_or_from_files_it_names(tmp_path: Path):
+    file = tmp_path / "secret"
+    file.write_text(f"  {SECRET}\n", "utf-8")
+
+    secrets = read_secrets({"KIWOOM_APP_KEY": f" {SECRET[::-1]} ", "KIWOOM_SECRET_KEY_FILE": str(file)})
+
+    assert secrets.app_key.get_secret_value() == SECRET[::-1]
+    assert secrets.secret_key.get_secret_value() == SECRET
+
+
+def test_a_key_beats_a_file_that_holds_one(tmp_path: Path):
+    environ = {"KIWOOM_APP_KEY": "a", "KIWOOM_APP_KEY_FILE": str(tmp_path / "none"), "KIWOOM_SECRET_KEY": "b"}
+
+    assert read_secrets(environ).app_key.get_secret_value() == "a"
+
+
+def test_keys_are_shown_nowhere():
+    secrets = read_secrets({"KIWOOM_APP_KEY": SECRET, "KIWOOM_SECRET_KEY": SECRET})
+
+    assert isinstance(secrets, Secrets)
+    assert SECRET not in f"{secrets} {secrets!r} {secrets.model_dump()} {secrets.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, "KIWOOM_APP_KEY is not set: put the key into KIWOOM_APP_KEY, or the path of its file into"),
+        ({"KIWOOM_APP_KEY": "  "}, "KIWOOM_APP_KEY is not set"),
+        ({"KIWOOM_APP_KEY": SECRET}, "KIWOOM_SECRET_KEY is not set"),
+        ({"KIWOOM_APP_KEY": f"{SECRET} {SECRET}"}, "KIWOOM_APP_KEY holds more than one word"),
+        ({"KIWOOM_APP_KEY": f"{SECRET}\n{SECRET}"}, "KIWOOM_APP_KEY holds more than one word"),
+        ({"KIWOOM_APP_KEY": f"{SECRET}키"}, "KIWOOM_APP_KEY holds more than one word of plain characters"),
+        ({"KIWOOM_APP_KEY_FILE": "no/such/file"}, "KIWOOM_APP_KEY_FILE: no/such/file cannot be read"),
+    ],
+)
+def test_a_missing_or_broken_key_is_told_without_showing_it(environ: dict[str, str], told: str):
+    with pytest.raises(ConfigError) as raised:
+        read_secrets(environ)
+
+    assert told in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_password_in_an_address_is_told_to_nobody(write):
+    path = write(poll("ka20003", 'inds_cd = "001"'))
+
+    assert "hunter2" not in refused(path, {"REDIS_URL": "redsi://:hunter2@host"})
+    assert "hunter2" not in repr(load_settings(path, {"REDIS_URL": "redis://:hunter2@host"}))
+
+
+def test_a_section_that_is_none_is_told_although_the_environment_names_a_server(write):
+    path = write('bus = "x"\n' + poll("ka20003", 'inds_cd = "001"'))
+
+    assert "bus" in refused(path, {"REDIS_URL": "redis://host"})
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("inds_cd = []", "inds_cd is an empty list"), ("inds_cd = true", "inds_cd = True is not text")],
+)
+def test_a_list_of_nothing_and_a_yes_are_no_values(write, target: str, told: str):
+    assert told in refused(write(poll("ka20003", target) + poll("ka20003", 'inds_cd = "101"')))

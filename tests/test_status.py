@@ -1,0 +1,79 @@
+"""What `status` says of each target, and when a health check fails."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from rich.console import Console
+
+from poller.catalogue import tr_named
+from poller.commit import iso
+from poller.grid import Job, Timing
+from poller.session import Calendar
+from poller.status import Status, read_status, table
+from tests.conftest import MONDAY_NOON
+
+JOB = Job(tr_named("ka20003").target({"inds_cd": "001"}), 10.0)
+ALWAYS = Timing(Calendar(), None)
+
+
+async def seen(redis: Redis, ago_s: float, **state: str) -> None:
+    """A target that was last seen so long ago, under some leader."""
+    fields: dict[Any, Any] = {"version": "7", "last_good": iso(MONDAY_NOON - timedelta(seconds=ago_s)), **state}
+    await redis.hset("test:{ka20003}:state:inds_cd=001", mapping=fields)
+    await redis.set("test:leader", "1:host.1.ab")
+
+
+async def status_of(redis: Redis, timing: Timing = ALWAYS) -> Status:
+    return await read_status(redis, "test", [JOB], timing, MONDAY_NOON, "valkey 9")
+
+
+@pytest.mark.parametrize(("ago_s", "well"), [(5, True), (44, True), (46, False)])
+async def test_a_target_is_stale_after_three_intervals_and_a_grace(fake_redis: Redis, ago_s: float, well: bool):
+    await seen(fake_redis, ago_s)
+
+    assert (await status_of(fake_redis)).well is well
+
+
+async def test_closed_hours_make_nothing_stale(fake_redis: Redis):
+    """At noon on Monday the last poll of Friday is three hours of polling old; on Sunday it is fresh."""
+    timing = Timing(Calendar(), Calendar())
+    await seen(fake_redis, 65 * 3600)
+    on_sunday = await read_status(fake_redis, "test", [JOB], timing, MONDAY_NOON - timedelta(hours=20), "valkey 9")
+
+    assert on_sunday.well
+    assert not (await status_of(fake_redis, timing)).well
+
+
+async def test_without_a_leader_nothing_is_well(fake_redis: Redis):
+    await seen(fake_redis, 1)
+    await fake_redis.delete("test:leader")
+
+    assert (await status_of(fake_redis)).verdict() == "no poller leads: start `sectorwire poll`"
+
+
+async def test_a_target_nobody_ever_saw_is_stale(fake_redis: Redis):
+    await fake_redis.set("test:leader", "1:host.1.ab")
+    found = await status_of(fake_redis)
+
+    assert found.verdict() == "1 of 1 targets stale, first ka20003?inds_cd=001"
+
+
+async def test_the_table_shows_name_age_and_trouble(fake_redis: Redis):
+    await seen(fake_redis, 5, last_error="HTTP 503", next_due=iso(MONDAY_NOON + timedelta(seconds=5)))
+    screen = StringIO()
+    Console(file=screen, width=200).print(table(await status_of(fake_redis), MONDAY_NOON))
+
+    for word in ("ka20003?inds_cd=001", "종합(KOSPI)", "5s ago", "+5s", "HTTP 503", "well: 1 targets fresh"):
+        assert word in screen.getvalue()
+
+
+async def test_for_programs_it_is_plain_data(fake_redis: Redis):
+    await seen(fake_redis, 5)
+    (target,) = (await status_of(fake_redis)).as_json()["targets"]
+
+    assert (target["target"], target["version"], target["stale"]) == ("ka20003?inds_cd=001", 7, False)

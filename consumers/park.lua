@@ -1,0 +1,16 @@
+-- Move one entry out of a group's way: copied with the reason, then acknowledged, both or neither.
+--
+-- KEYS  stream, parked
+-- ARGV  group, entry id, reason
+-- Returns 1, or 0 where the entry had been trimmed and is only acknowledged
+
+local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+if #found > 0 then
+  local fields = found[1][2]
+  for _, extra in ipairs({'parked_id', ARGV[2], 'parked_by', ARGV[1], 'parked_why', ARGV[3]}) do
+    fields[#fields + 1] = extra
+  end
+  redis.call('XADD', KEYS[2], '*', unpack(fields))
+end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+return #found

@@ -1,0 +1,235 @@
+"""Every entry reaches the handler, in order and until it is done, whoever dies, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from consumers.group import MAX_HANDED_OUT, Batch, Handler, Membership
+from poller.contract import dumps
+
+STREAM, PARKED = "test:{ka20003}:changes", "test:{ka20003}:parked:desk"
+
+
+def member(redis: Redis, name: str = "one", *, alone: bool = True) -> Membership:
+    return Membership(redis, "test", "ka20003", "desk", name, alone=alone)
+
+
+async def publish(redis: Redis, *numbers: int) -> None:
+    for number in numbers:
+        fields: dict[Any, Any] = {
+            "specversion": "1.0",
+            "id": f"ka20003?inds_cd=001#1.{number}.1",
+            "source": "/kiwoom/ka20003?inds_cd=001",
+            "type": "sectorwire.row.changed",
+            "subject": "indices/001",
+            "time": "2026-11-23T09:00:01.123+09:00",
+            "seq": str(number),
+            "datacontenttype": "application/json",
+            "data": dumps({"number": number}),
+        }
+        await redis.xadd(STREAM, fields)
+
+
+class Notebook:
+    """A handler that writes down what it was given, and may be told to fail or to wait."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.tries: dict[int, int] = {}
+        self.fails_on: set[int] = set()
+        self.waits_on: set[int] = set()
+        self.inside = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, batch: Batch) -> None:
+        numbers = [delivery.entry.seq for delivery in batch if delivery.entry]
+        for number in numbers:
+            self.tries[number] = self.tries.get(number, 0) + 1
+        if self.fails_on & set(numbers):
+            raise ZeroDivisionError("cannot handle this")
+        if self.waits_on & set(numbers):
+            self.inside.set()
+            await self.go_on.wait()
+        self.seen += numbers
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for the read that is under way."""
+    monkeypatch.setattr("consumers.group.BLOCK_MS", 100)
+
+
+@pytest.fixture
+def notes() -> Notebook:
+    return Notebook()
+
+
+@asynccontextmanager
+async def consuming(membership: Membership, handler: Handler) -> AsyncIterator[asyncio.Event]:
+    """A member at work; stopped cleanly at the end."""
+    stop = asyncio.Event()
+    working = asyncio.create_task(membership.consume(handler, stop))
+    try:
+        yield stop
+    finally:
+        stop.set()
+        await working
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 -- any condition, not only an event's
+            await asyncio.sleep(0.01)
+
+
+async def pending(redis: Redis) -> int:
+    client: Any = redis
+    return int((await client.xpending(STREAM, "desk"))["pending"])
+
+
+async def killed(membership: Membership, handler: Notebook) -> None:
+    """A member that dies while its handler is at work: nothing is acknowledged, the lease is left behind."""
+    working = asyncio.create_task(membership.consume(handler, asyncio.Event()))
+    await handler.inside.wait()
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+
+
+async def test_entries_come_once_in_order_and_are_acknowledged(redis: Redis, notes: Notebook):
+    await publish(redis, *range(1, 6))
+    async with consuming(member(redis), notes):
+        await until(lambda: len(notes.seen) == 5)
+        await publish(redis, 6)
+        await until(lambda: len(notes.seen) == 6)
+
+    assert notes.seen == [1, 2, 3, 4, 5, 6]
+    assert await pending(redis) == 0
+
+
+async def test_what_was_published_before_the_first_start_is_not_missed(redis: Redis, notes: Notebook):
+    await publish(redis, 1)
+    async with consuming(member(redis), notes):
+        await until(lambda: notes.seen == [1])
+
+
+async def test_a_restart_begins_with_what_was_not_finished(redis: Redis, notes: Notebook):
+    await publish(redis, 1, 2, 3)
+    first = Notebook()
+    first.waits_on = {2}
+    await killed(member(redis), first)
+    await redis.delete("test:{ka20003}:active:desk")
+    await publish(redis, 4)
+    async with consuming(member(redis), notes):
+        await until(lambda: len(notes.seen) == 4)
+
+    assert notes.seen == [1, 2, 3, 4]
+
+
+async def test_what_a_dead_member_held_is_taken_over_in_order(redis: Redis, notes: Notebook):
+    await publish(redis, 1, 2, 3)
+    first = Notebook()
+    first.waits_on = {1}
+    await killed(member(redis, "dead"), first)
+    await redis.delete("test:{ka20003}:active:desk")
+    await publish(redis, 4)
+    async with consuming(member(redis, "alive"), notes):
+        await until(lambda: len(notes.seen) == 4)
+
+    assert notes.seen == [1, 2, 3, 4]
+    assert await pending(redis) == 0
+
+
+async def test_an_entry_that_keeps_failing_is_parked_and_the_others_flow_on(redis: Redis, notes: Notebook):
+    """By the server's own count, so that a handler which kills its process is counted too."""
+    await publish(redis, 1, 2, 3)
+    notes.fails_on = {2}
+    with capture_logs() as logs:
+        async with consuming(member(redis), notes):
+            await until(lambda: notes.seen == [1, 3])
+            await publish(redis, 4)
+            await until(lambda: notes.seen == [1, 3, 4])
+
+    client: Any = redis
+    ((_, parked),) = await client.xrange(PARKED)
+    assert notes.tries[2] == MAX_HANDED_OUT
+    assert notes.tries[3] == 3  # twice with the others, then alone
+    assert (parked["seq"], parked["parked_by"]) == ("2", "desk")
+    assert f"handed out {MAX_HANDED_OUT} times" in parked["parked_why"]
+    assert [log["event"] for log in logs if log["event"] == "entry.parked"] == ["entry.parked"]
+
+
+async def test_only_one_member_is_active_and_another_follows_it(redis: Redis, notes: Notebook):
+    other = Notebook()
+    await publish(redis, 1)
+    async with consuming(member(redis, "first"), notes):
+        await until(lambda: notes.seen == [1])
+        async with consuming(member(redis, "second"), other) as stop:
+            await publish(redis, 2)
+            await until(lambda: notes.seen == [1, 2])
+            stop.set()
+
+    assert other.seen == []
+    async with consuming(member(redis, "second"), other):
+        await publish(redis, 3)
+        await until(lambda: other.seen == [3])
+
+
+async def test_many_may_share_where_order_does_not_matter(redis: Redis, notes: Notebook):
+    other = Notebook()
+    first, second = member(redis, "first", alone=False), member(redis, "second", alone=False)
+    async with consuming(first, notes), consuming(second, other):
+        await publish(redis, *range(1, 21))
+        await until(lambda: len(notes.seen) + len(other.seen) == 20)
+
+    assert sorted(notes.seen + other.seen) == list(range(1, 21))
+
+
+async def test_a_group_that_the_server_lost_goes_on_where_it_was_and_says_so(redis: Redis, notes: Notebook):
+    await publish(redis, 1, 2)
+    with capture_logs() as logs:
+        async with consuming(member(redis), notes):
+            await until(lambda: notes.seen == [1, 2])
+            await publish(redis, 3)
+            await until(lambda: notes.seen == [1, 2, 3])
+            await redis.xgroup_destroy(STREAM, "desk")
+            await publish(redis, 4)
+            await until(lambda: 4 in notes.seen)
+
+    assert "group.recreated" in [log["event"] for log in logs]
+    assert notes.seen[-1] == 4
+    assert notes.seen.count(1) == 1
+
+
+async def test_a_stop_lets_the_handler_finish_and_acknowledges(redis: Redis, notes: Notebook):
+    await publish(redis, 1)
+    notes.waits_on = {1}
+    async with consuming(member(redis), notes) as stop:
+        await notes.inside.wait()
+        stop.set()
+        notes.go_on.set()
+
+    assert notes.seen == [1]
+    assert await pending(redis) == 0
+    assert await redis.get("test:{ka20003}:active:desk") is None
+
+
+async def test_what_is_not_an_entry_of_ours_is_delivered_as_such(redis: Redis):
+    """An archive keeps even what it cannot read, so the loop does not decide for it."""
+    seen: list[Batch] = []
+
+    async def handle(batch: Batch) -> None:
+        seen.append(batch)
+
+    await redis.xadd(STREAM, {"strange": "fields"})
+    async with consuming(member(redis), handle):
+        await until(lambda: bool(seen))
+
+    assert (seen[0][0].entry, seen[0][0].fields) == (None, {"strange": "fields"})

@@ -1,0 +1,180 @@
+"""Changes go in; decisions are written to the alerts stream, each once: the role that runs the rules.
+
+What the rules remember, what they decided and how far they have read are written by one script. The surprises: a batch
+that comes again after a crash is recognised by the position and decides nothing twice; a rival that was active a moment
+ago cannot write over newer state, since every write names the version it was computed on; and timers run only when
+everything that was published has been looked at, so that they never run ahead of the news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from consumers.alert.rules import Decision, Rule, State, Tick, iso, next_due, retire, steps
+from consumers.group import Batch, LeaseLost, Membership
+from poller.contract import Catalogue, Keys, dumps, loads
+
+GROUP = "alert"
+TICK_S = 1.0
+LOOK_AGAIN = timedelta(seconds=5)
+"""How often a member that waits looks at what the active one wrote, so that it knows the timers when it takes over."""
+
+KEEP_DECISIONS = 100_000
+TRIES = 5
+SERIES = "series:"
+START = "0-0"
+
+
+def utc_now() -> datetime:
+    """The present moment, with its zone."""
+    return datetime.now(UTC)
+
+
+class AlertRole:
+    """Runs the rules on every TR that has some. `decided` counts the decisions this process wrote."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        prefix: str,
+        catalogue: Catalogue,
+        rules: Sequence[Rule],
+        name: str,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """`name` is this process's and stays the same over restarts; `now` is what timers go by."""
+        trs = [tr for tr in catalogue if any(rule.tr == tr for rule in rules)]
+        self._members = [Membership(redis, prefix, tr, GROUP, name, alone=True) for tr in trs]
+        self._deciders = [Decider(redis, prefix, tr, [r for r in rules if r.tr == tr], now=now) for tr in trs]
+
+    @property
+    def decided(self) -> int:
+        """How many decisions were written, firing and resolved."""
+        return sum(decider.decided for decider in self._deciders)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Decide until `stop`. Trouble with the server is waited out."""
+        async with asyncio.TaskGroup() as tasks:
+            for member, decider in zip(self._members, self._deciders, strict=True):
+                tasks.create_task(member.consume(decider.handle, stop))
+            tasks.create_task(self._keep_time(stop))
+
+    async def _keep_time(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            for decider in self._deciders:
+                with suppress(RedisError, OSError, LeaseLost):  # the loop beside this one says so, and waits
+                    await decider.tick()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), TICK_S)
+
+
+class Decider:
+    """The rules of one TR with what they remember, as it was last read from the server or written there."""
+
+    def __init__(
+        self, redis: Redis, prefix: str, tr: str, rules: Sequence[Rule], *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+        keys = Keys(prefix)
+        self._alerting = keys.of(tr, "alerting")
+        self._keys = [self._alerting, keys.of(tr, "alerts"), keys.of(tr, "changes")]
+        self._write = redis.register_script((Path(__file__).parent / "decide.lua").read_text("utf-8"))
+        self._rules, self._now = rules, now
+        self._lock = asyncio.Lock()
+        self._version: int | None = None
+        self._position = START
+        self._state: State = {}
+        self._retired = False
+        self._looked_at: datetime | None = None
+        self._log = structlog.get_logger("alert").bind(tr=tr)
+        self.decided = 0
+
+    async def handle(self, batch: Batch) -> None:
+        """Decide on a batch and write that down. What was decided before is passed over."""
+        async with self._lock:
+            for _ in range(TRIES):
+                if self._version is None:
+                    await self._load()
+                new = [one for one in batch if _order(one.stream_id) > _order(self._position)]
+                if not new:
+                    return
+                now, state = self._now(), self._state
+                ended: list[Decision] = []
+                if not self._retired:
+                    state, ended = retire(self._rules, state, now)
+                entries = [one.entry for one in new if one.entry is not None]
+                state, decided = steps(self._rules, state, entries, now)
+                if await self._commit(state, [*ended, *decided], new[-1].stream_id) == "ok":
+                    self._retired = True
+                    return
+        raise LeaseLost("another member keeps writing the state of the alerts")
+
+    async def tick(self) -> None:
+        """Run the timers that are due. Any member may: the script lets the first one do it."""
+        async with self._lock:
+            now = self._now()
+            if self._looked_at is None or now - self._looked_at >= LOOK_AGAIN:
+                self._looked_at = now
+                stored = await self._redis.hget(self._alerting, "version")
+                if int(stored or 0) != self._version:
+                    await self._load()
+            due = next_due(self._state)
+            if due is None or due > now:
+                return
+            state, decided = steps(self._rules, self._state, [Tick()], now)
+            if decided:
+                await self._commit(state, decided, self._position, tick=True)
+
+    async def _load(self) -> None:
+        stored = await self._redis.hgetall(self._alerting)
+        self._version, self._position = int(stored.get("version", 0)), stored.get("position", START)
+        self._retired = False
+        self._state = {
+            field.removeprefix(SERIES): loads(value) for field, value in stored.items() if field.startswith(SERIES)
+        }
+
+    async def _commit(self, state: State, decided: Sequence[Decision], position: str, *, tick: bool = False) -> str:
+        """Write one step, all or nothing. What is remembered here follows only when it was written."""
+        old = self._state
+        changed = [(name, series) for name, series in state.items() if old.get(name) != series]
+        written = [text for name, series in changed for text in (SERIES + name, dumps(series))]
+        gone = [SERIES + name for name in old if name not in state]
+        lists: list[list[str]] = [written, gone, [text for one in decided for text in _fields(one)]]
+        args: list[str | int] = [str(self._version), position, int(tick), KEEP_DECISIONS]
+        for texts in lists:
+            args += [len(texts), *texts]
+        before, self._version = self._version, None  # until the answer is there, nothing is known
+        verdict, version = await self._write(keys=self._keys, args=args)
+        if verdict == "type":
+            raise ResponseError(f"one of {', '.join(self._keys)} has a wrong type: another program writes it")
+        if verdict == "ok":
+            self._version, self._state, self._position = version, state, position
+            self._tell(decided)
+        elif verdict == "behind":
+            self._version = before
+        return str(verdict)
+
+    def _tell(self, decided: Sequence[Decision]) -> None:
+        self.decided += len(decided)
+        for one in decided:
+            self._log.info("alert.decided", rule=one.rule, state=one.transition, what=one.data["text"])
+
+
+def _fields(one: Decision) -> list[str]:
+    data = {**one.data, "notify": one.notify}  # for the sender alone: no receiver is told who else is
+    return [one.id, one.source, one.type, one.subject, iso(one.time), dumps(data)]
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number)

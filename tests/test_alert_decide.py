@@ -1,0 +1,362 @@
+"""Each decision is written once, whoever dies and whoever comes second, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from consumers.alert import decide
+from consumers.alert.decide import AlertRole, Decider
+from consumers.alert.rules import Rule, RuleSettings, compile_rules, iso
+from consumers.group import Batch, Delivery, LeaseLost
+from poller.catalogue import described
+from poller.contract import Keys, decode, dumps, loads
+from poller.store import connect
+from tests.builders import NOON
+from tests.servers import RealServer
+
+CATALOGUE = described()
+TR = "ka20003"
+FALLS = {"kind": "compare", "field": "change_pct", "op": "<=", "value": -2}
+FOR_30_S: dict[str, Any] = {"for": "30s"}
+AWHILE: dict[str, Any] = {"name": "awhile", "for": "15s", "keep_firing_for": "5s"}
+CHANGES, ALERTS, ALERTING = (Keys("test").of(TR, part) for part in ("changes", "alerts", "alerting"))
+PREFIXES = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for the read that is under way, a timer for the next look."""
+    monkeypatch.setattr("consumers.group.BLOCK_MS", 100)
+    monkeypatch.setattr(decide, "TICK_S", 0.05)
+
+
+def rules(when: dict[str, Any] | None = None, **more: Any) -> list[Rule]:
+    one = {"name": "falls", "tr": TR, "when": when or FALLS, "notify": ["desk"], **more}
+    return compile_rules([RuleSettings.model_validate(one)], CATALOGUE, ["desk", "phone"])
+
+
+def fields(number: int, pct: object, key: str = "001") -> dict[str, str]:
+    """What the poller would publish as its entry of that number, ten seconds after the one before."""
+    seen = NOON + timedelta(seconds=10 * number)
+    data = {
+        "tr": TR,
+        "target": {"inds_cd": "001"},
+        "table": "indices",
+        "key": key,
+        "label": "종합(KOSPI)",
+        "changed": ["change_pct"],
+        "before": {"change_pct": Decimal(0)},
+        "after": {"sector_code": key, "level": Decimal("2393.33"), "change_pct": Decimal(str(pct))},
+        "observed_from": iso(seen - timedelta(seconds=10)),
+        "observed_at": iso(seen),
+        "trading_day": "2026-11-23",
+        "session": "regular",
+        "epoch": 1,
+        "version": number,
+    }
+    return {
+        "specversion": "1.0",
+        "id": f"ka20003?inds_cd=001#1.{number}.1",
+        "source": "/kiwoom/ka20003?inds_cd=001",
+        "type": "sectorwire.row.changed",
+        "subject": f"indices/{key}",
+        "time": iso(seen),
+        "seq": str(number),
+        "datacontenttype": "application/json",
+        "data": dumps(data),
+    }
+
+
+def delivery(number: int, pct: object, key: str = "001") -> Delivery:
+    """The same, as the group hands it over."""
+    sent = fields(number, pct, key)
+    return Delivery(TR, f"{number}-0", sent, decode(sent))
+
+
+async def publish(redis: Redis, *pcts: object, first: int = 1) -> None:
+    for number, pct in enumerate(pcts, first):
+        sent: dict[Any, Any] = dict(fields(number, pct))
+        await redis.xadd(CHANGES, sent, id=f"{number}-0")
+
+
+async def alerts(redis: Redis, key: str = ALERTS) -> list[tuple[str, str]]:
+    """What was decided: whether it fires or is over, and under which id."""
+    client: Any = redis
+    return [(one["type"].rpartition(".")[2], one["id"]) for _, one in await client.xrange(key)]
+
+
+async def states(redis: Redis) -> list[str]:
+    return [state for state, _ in await alerts(redis)]
+
+
+def at(seconds: float) -> Callable[[], datetime]:
+    return lambda: NOON + timedelta(seconds=seconds)
+
+
+@asynccontextmanager
+async def running(redis: Redis, some: Sequence[Rule], name: str = "one", **more: Any) -> AsyncIterator[AlertRole]:
+    role, stop = AlertRole(redis, "test", CATALOGUE, some, name, **more), asyncio.Event()
+    working = asyncio.create_task(role.run(stop))
+    try:
+        yield role
+    finally:
+        stop.set()
+        await working
+
+
+async def until(redis: Redis, *expected: str) -> None:
+    async with asyncio.timeout(20):
+        while await states(redis) != list(expected):  # noqa: ASYNC110 -- the server tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_changes_become_decisions(redis: Redis):
+    await publish(redis, -1, "-2.31", -3)
+    async with running(redis, rules(title="코스피 급락")) as role:
+        await until(redis, "firing")
+        await publish(redis, -1, first=4)
+        await until(redis, "firing", "resolved")
+
+    assert role.decided == 2
+    client: Any = redis
+    (_, firing), _ = await client.xrange(ALERTS)
+    event = decode(firing)  # the attributes are those of every stream of ours
+    assert (event.type, event.subject, event.seq) == ("sectorwire.alert.firing", "indices/001", 1)
+    assert (event.source, event.time) == ("/kiwoom/ka20003?inds_cd=001", NOON + timedelta(seconds=20))
+    assert (event.data["id"], event.data["title"], event.data["notify"]) == (event.id, "코스피 급락", ["desk"])
+    assert event.data["text"] == "▼ 종합(KOSPI) 등락률 -2.31 % (기준 -2 %) · 지수 2,393.33 · 12:00:20"
+
+
+async def test_without_rules_the_role_waits_for_its_end(redis: Redis):
+    async with running(redis, []) as role:
+        await asyncio.sleep(0.1)
+
+    assert role.decided == 0
+
+
+async def test_what_is_not_an_entry_of_ours_stops_nothing(redis: Redis):
+    client: Any = redis
+    await client.xadd(CHANGES, {"strange": "fields"}, id="1-0")
+    await publish(redis, -3, first=2)
+    async with running(redis, rules()):
+        await until(redis, "firing")
+
+
+async def test_a_restart_remembers_what_fires(redis: Redis):
+    await publish(redis, -3)
+    async with running(redis, rules()):
+        await until(redis, "firing")
+    await publish(redis, -4, -1, first=2)
+    async with running(redis, rules()):
+        await until(redis, "firing", "resolved")
+
+
+async def test_a_batch_that_comes_again_decides_nothing_twice(redis: Redis):
+    """The effect was written, the acknowledgement lost: to this process, and to the one that follows it."""
+    batch = [delivery(1, -3), delivery(2, 0), delivery(3, -3)]
+    decider = Decider(redis, "test", TR, rules())
+    await decider.handle(batch)
+    before = await alerts(redis)
+    await decider.handle(batch)
+    await Decider(redis, "test", TR, rules()).handle([*batch, delivery(4, -5)])
+
+    assert [state for state, _ in before] == ["firing", "resolved", "firing"]
+    assert await alerts(redis) == before
+
+
+async def test_an_answer_lost_on_its_way_back_is_recognised(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    decider = Decider(redis, "test", TR, rules())
+    write = decider._write
+
+    async def written_but_unheard(**given: Any) -> Any:
+        await write(**given)
+        raise ConnectionError
+
+    monkeypatch.setattr(decider, "_write", written_but_unheard)
+    with pytest.raises(ConnectionError):
+        await decider.handle([delivery(1, -3)])
+    monkeypatch.setattr(decider, "_write", write)
+    await decider.handle([delivery(1, -3)])
+    await decider.handle([delivery(2, 0)])
+
+    assert await states(redis) == ["firing", "resolved"]
+
+
+async def test_a_rival_cannot_write_over_newer_state(redis: Redis):
+    """A member that lost its lease in mid-batch still has the state of before in its hands."""
+    slow, quick = Decider(redis, "test", TR, rules()), Decider(redis, "test", TR, rules())
+    await slow.handle([delivery(1, 0)])
+    await quick.handle([delivery(2, -3)])
+    await slow.handle([delivery(2, -3)])
+    await quick.handle([delivery(3, 0)])
+    await slow.handle([delivery(3, 0), delivery(4, -3)])
+
+    assert await states(redis) == ["firing", "resolved", "firing"]
+
+
+async def test_two_that_write_at_the_same_time_write_one_after_the_other(redis: Redis):
+    both = [Decider(redis, "test", TR, rules()) for _ in range(2)]
+    batches = [[delivery(n, -3 if n % 2 else 0)] for n in range(1, 31)]
+    for batch in batches:
+        await asyncio.gather(*(one.handle(batch) for one in both))
+
+    assert await states(redis) == ["firing", "resolved"] * 15
+    assert sum(one.decided for one in both) == 30
+
+
+async def test_who_is_overtaken_again_and_again_leaves_it_to_the_other(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    decider = Decider(redis, "test", TR, rules())
+    write = decider._write
+
+    async def overtaken(**given: Any) -> Any:
+        client: Any = redis
+        await client.hincrby(ALERTING, "version", 1)
+        return await write(**given)
+
+    monkeypatch.setattr(decider, "_write", overtaken)
+    with pytest.raises(LeaseLost):
+        await decider.handle([delivery(1, -3)])
+    assert await states(redis) == []
+
+
+async def test_two_processes_decide_once_and_the_second_follows_the_first(redis: Redis):
+    async with running(redis, rules(), "second") as second:
+        async with running(redis, rules(), "first") as first:
+            await publish(redis, -3, 0)
+            await until(redis, "firing", "resolved")
+        await publish(redis, -3, first=3)
+        await until(redis, "firing", "resolved", "firing")
+
+    assert first.decided + second.decided == 3
+
+
+async def test_a_timer_runs_out_without_entries(redis: Redis):
+    clock = {"now": NOON}
+    await publish(redis, -3)
+    async with running(redis, rules(**FOR_30_S), now=lambda: clock["now"]):
+        async with asyncio.timeout(20):
+            while not await redis.exists(ALERTING):  # noqa: ASYNC110 -- the server tells nobody
+                await asyncio.sleep(0.01)
+        clock["now"] = NOON + timedelta(seconds=39)
+        await asyncio.sleep(0.2)
+        assert await states(redis) == []
+        clock["now"] = NOON + timedelta(seconds=45)
+        await until(redis, "firing")
+
+    client: Any = redis
+    ((_, firing),) = await client.xrange(ALERTS)
+    assert firing["time"] == iso(NOON + timedelta(seconds=40))
+
+
+async def test_a_timer_survives_its_process_and_needs_no_entry(redis: Redis):
+    await Decider(redis, "test", TR, rules(**FOR_30_S)).handle([delivery(1, -3)])
+    client: Any = redis
+    await client.xadd(CHANGES, {"any": "thing"}, id="1-0")
+    follower = Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100))
+    await follower.tick()
+    await follower.tick()
+
+    assert await states(redis) == ["firing"]
+
+
+async def test_a_timer_waits_for_news_that_nobody_has_looked_at(redis: Redis):
+    """Behind by a minute, the clock would say that it held for 30 s; the entry on its way says that it did not."""
+    patient = rules(**FOR_30_S)
+    decider = Decider(redis, "test", TR, patient, now=at(100))
+    await publish(redis, -3, 0)
+    await decider.handle([delivery(1, -3)])
+    await decider.tick()
+    assert await states(redis) == []
+
+    await decider.handle([delivery(2, 0)])
+    await decider.tick()
+    assert await states(redis) == []
+
+
+async def test_two_that_run_one_timer_decide_once(redis: Redis):
+    await publish(redis, -3)
+    both = [Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100)) for _ in range(2)]
+    await both[0].handle([delivery(1, -3)])
+    await asyncio.gather(*(one.tick() for one in both))
+    await both[1].tick()
+
+    assert await states(redis) == ["firing"]
+
+
+async def test_an_edited_condition_ends_what_fired_under_the_old_one(redis: Redis):
+    await Decider(redis, "test", TR, rules()).handle([delivery(1, -3)])
+    await Decider(redis, "test", TR, rules(title="새 이름")).handle([delivery(2, "-3.1")])
+    assert await states(redis) == ["firing"]
+
+    await Decider(redis, "test", TR, rules({**FALLS, "value": -5})).handle([delivery(3, "-3.2")])
+    client: Any = redis
+    _, (_, ended) = await client.xrange(ALERTS)
+    assert (ended["type"], loads(ended["data"])["reason"]) == ("sectorwire.alert.resolved", "rule_changed")
+    assert not [name for name in await client.hkeys(ALERTING) if name.startswith("series:")]
+
+
+async def test_a_key_of_a_wrong_type_is_trouble_to_wait_for(redis: Redis):
+    client: Any = redis
+    await client.set(ALERTS, "something else")
+    await publish(redis, -3)
+    async with running(redis, rules()):
+        await asyncio.sleep(0.2)
+        await client.delete(ALERTS)
+        await until(redis, "firing")
+
+
+PCTS = st.lists(st.sampled_from(["-3", "-2", "-1.8", "-1.5", "0"]), min_size=1, max_size=12)
+CRASHES = st.lists(st.sampled_from(["well", "again", "restart", "rival"]), max_size=12)
+SPLITS = st.lists(st.integers(1, 4), max_size=12)
+
+
+@settings(max_examples=40)
+@given(PCTS, SPLITS, CRASHES)
+def test_any_batches_with_crashes_between_write_and_ack_decide_the_same_each_once(
+    real_server: RealServer, pcts: list[str], splits: list[int], crashes: list[str]
+):
+    some = [*rules({**FALLS, "clear": -1.5}), *rules(**AWHILE)]
+    deliveries = [delivery(number, pct) for number, pct in enumerate(pcts, 1)]
+
+    async def both() -> None:
+        redis = connect(real_server.url)
+        with_trouble, undisturbed = f"t{next(PREFIXES)}", f"t{next(PREFIXES)}"
+        calm = Decider(redis, undisturbed, TR, some)
+        for one in deliveries:
+            await calm.handle([one])
+        await crash_along(redis, with_trouble, some, deliveries)
+        found = [await alerts(redis, Keys(prefix).of(TR, "alerts")) for prefix in (with_trouble, undisturbed)]
+        await redis.aclose()
+        assert found[0] == found[1]
+        assert len(set(found[0])) == len(found[0])
+
+    async def crash_along(redis: Redis, prefix: str, some: Sequence[Rule], left: Batch) -> None:
+        active, other = Decider(redis, prefix, TR, some), Decider(redis, prefix, TR, some)
+        sizes, ends = itertools.chain(splits, itertools.repeat(2)), itertools.chain(crashes, itertools.repeat("well"))
+        while left:
+            size = next(sizes)
+            await active.handle(left[:size])
+            match next(ends):
+                case "again":
+                    await active.handle(left[:size])
+                case "restart":
+                    active = Decider(redis, prefix, TR, some)
+                    await active.handle(left[:size])
+                case "rival":
+                    active, other = other, active
+                    with suppress(LeaseLost):
+                        await active.handle(left[: size + 1])
+            left = left[size:]
+
+    asyncio.run(both())

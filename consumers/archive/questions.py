@@ -1,0 +1,382 @@
+"""Questions asked of the archive: how far it is, any SQL, a file of a table, and whether all of it is true.
+
+Readers never hold the writer up, nor it them: each sees the tables as they stood when it opened them. The surprise:
+`verify` asks the group first how far the archive is durable, so it is right on a system that is at work as well.
+"""
+
+# ruff: noqa: S608 -- the queries here are made of names of our own tables and fields; what a user gives is quoted
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from rich.table import Table
+
+from consumers.archive.tables import KST, NOTICES, UNREADABLE, field_names, packed, unpacked
+from consumers.archive.writer import GROUP, quoted
+from poller.contract import Catalogue, Keys, TableInfo, TrInfo, loads, newest, plain
+
+SHOWN = 5
+"""Findings of one kind that are told one by one; the rest are counted."""
+
+PAGE = 2_000
+READING = re.compile(r"\s*(select|with|describe|show|explain|values)\b", re.IGNORECASE)
+
+
+class QuestionError(ValueError):
+    """The question cannot be answered; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table as it stands: `positions` per TR, `lag` in entries its stream holds that are not archived yet."""
+
+    table: str
+    rows: int
+    files: int
+    bytes: int
+    newest: datetime | None
+    positions: dict[str, str] = field(default_factory=dict)
+    lag: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query gave: decimals as Decimal, exact."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+    def rich(self) -> Table:
+        """The answer as a terminal shows it."""
+        return _rich(self.columns, self.rows)
+
+
+def opened(path: Path) -> dict[str, DeltaTable]:
+    """Every table of the archive by its name, as it stands now. Raises QuestionError where there is none to open."""
+    tables = {}
+    for log in _logs(path):
+        name = log.parent.relative_to(path).as_posix()
+        try:
+            tables[name] = DeltaTable(str(log.parent))
+        except TableNotFoundError:  # one that is being made just now
+            continue
+        except DeltaError as error:
+            raise QuestionError(f"{name} cannot be opened: {_one_line(error)}") from error
+    return tables
+
+
+def _logs(path: Path) -> list[Path]:
+    logs = sorted([*path.glob("*/_delta_log"), *path.glob("*/*/_delta_log")])
+    if not logs:
+        raise QuestionError(f"no archive at {path}; `sectorwire archive` or `run` makes one")
+    return logs
+
+
+async def archive_status(path: Path, prefix: str = "sectorwire", redis: Redis | None = None) -> list[TableStatus]:
+    """How far every table is; with a client, also how many entries its stream holds that are not archived yet."""
+    tables = opened(path)
+    trs = sorted({name.partition("/")[0] for name in tables if "/" in name})
+    lags = {tr: await _lag(redis, prefix, tr) for tr in trs} if redis is not None else {}
+    return [_status(name, delta, trs, prefix, lags) for name, delta in tables.items()]
+
+
+def status_table(statuses: Iterable[TableStatus]) -> Table:
+    """The status as a terminal shows it."""
+    rows = []
+    for one in statuses:
+        position = max(one.positions.values(), key=packed, default="")
+        seen = one.newest.astimezone(KST).isoformat(" ", "seconds") if one.newest else ""
+        rows.append((one.table, f"{one.rows:,}", one.files, f"{one.bytes:,}", position, seen, one.lag))
+    return _rich(["table", "rows", "files", "bytes", "position", "newest", "lag"], rows)
+
+
+def run_sql(path: Path, sql: str) -> Answer:
+    """The answer to a query over tables named `ka20003_indices`, `notices` and so on.
+
+    Raises QuestionError where the query is wrong, or is none: the archive is only read here.
+    """
+    if not READING.match(sql):
+        raise QuestionError("only queries are answered: SELECT, WITH, DESCRIBE, SHOW, EXPLAIN")
+    tables = opened(path)
+    try:
+        found = _over(tables).execute(sql).read_all()
+    except Exception as error:  # the engine raises what its layers raise
+        known = ", ".join(map(_sql_name, tables))
+        raise QuestionError(f"{_one_line(error)} (tables: {known})") from error
+    columns = [column.to_pylist() for column in found.columns]
+    return Answer(list(found.column_names), list(zip(*columns, strict=True)))
+
+
+def export(path: Path, table: str, fmt: Literal["parquet", "csv"], out: Path) -> int:
+    """Write a table, in the order of its stream, to one file; say how many rows it has. The file is whole or not there.
+
+    Raises QuestionError where there is no such table.
+    """
+    tables = {_sql_name(name): delta for name, delta in opened(path).items()}
+    name = _sql_name(table)
+    if name not in tables:
+        raise QuestionError(f"no table {table!r} in the archive; there are {', '.join(tables)}")
+    part = out.with_name(f".{out.name}.part.{fmt}")
+    how = "CSV OPTIONS ('format.has_header' 'true')" if fmt == "csv" else "PARQUET"
+    sql = f"COPY (SELECT * FROM {name} ORDER BY published_at, seq) TO {quoted(str(part.resolve()))} STORED AS {how}"
+    try:
+        rows = _over(tables).execute(sql).read_all().column("count").to_pylist()[0]
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return int(rows)
+
+
+async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) -> list[str]:
+    """What is wrong with the archive, one line each; nothing when archive, streams and snapshots agree.
+
+    Raises QuestionError where there is no archive.
+    """
+    findings: list[str] = []
+    _logs(path)
+    for tr in catalogue.values():
+        client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+        durable: str | None = await client.get(Keys(prefix).of(tr.tr, "position", GROUP))
+        try:
+            archive = await asyncio.to_thread(_TrArchive, path, prefix, tr)
+            findings += _shown(tr, await asyncio.to_thread(archive.doubled))
+            findings += _shown(tr, await asyncio.to_thread(archive.holes, durable))
+            findings += _shown(tr, await _missing(redis, prefix, archive, durable))
+            if durable:
+                findings += _shown(tr, await _differing(redis, prefix, archive, durable))
+        except (QuestionError, DeltaError) as error:
+            findings.append(f"{tr.tr}: the archive cannot be read: {_one_line(error)}")
+    return findings
+
+
+class _TrArchive:
+    """The tables of one TR, all opened at one moment, and what can be asked of them alone."""
+
+    def __init__(self, path: Path, prefix: str, tr: TrInfo) -> None:
+        self.tr = tr
+        stream = Keys(prefix).of(tr.tr, "changes")
+        everything = opened(path)
+        mine = {name: delta for name, delta in everything.items() if name.partition("/")[0] == tr.tr}
+        shared = {name: everything[name] for name in (NOTICES, UNREADABLE) if name in everything}
+        self.positions = {name: delta.transaction_version(stream) or 0 for name, delta in {**mine, **shared}.items()}
+        self._engine = _over({**mine, **shared})
+        parts = [f"SELECT event_id, stream_id, seq, epoch, published_at FROM {_sql_name(name)}" for name in mine]
+        for name in shared:
+            epoch = "epoch" if name == NOTICES else "NULL"
+            parts.append(
+                f"SELECT event_id, stream_id, seq, {epoch}, published_at FROM {name} WHERE tr = {quoted(tr.tr)}"
+            )
+        self._entries = f"({' UNION ALL '.join(parts)})"
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        """The rows of an answer. Raises QuestionError where a file cannot be read."""
+        try:
+            found = self._engine.execute(sql).read_all()
+        except Exception as error:  # the engine raises what its layers raise
+            raise QuestionError(_one_line(error)) from error
+        columns = [column.to_pylist() for column in found.columns]
+        return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def doubled(self) -> list[str]:
+        """Entries that are there more than once."""
+        sql = f"""SELECT coalesce(event_id, stream_id) AS id, count(*) AS times FROM {self._entries}
+                  GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"""
+        return [f"{one['id']} is in the archive {one['times']} times" for one in self.ask(sql)]
+
+    def holes(self, durable: str | None) -> list[str]:
+        """Where `seq` does not rise by one. It goes back only where a server lost entries: a new epoch says so."""
+        until = ""
+        if durable:
+            here = f"(SELECT max(seq) FROM {self._entries} WHERE stream_id = {quoted(durable)})"
+            moment = _moment(durable)
+            until = f"AND (published_at < {moment} OR (published_at = {moment} AND seq <= {here}))"
+        sql = f"""SELECT * FROM (
+                    SELECT seq, epoch, lag(seq) OVER w AS seq_before, lag(epoch) OVER w AS epoch_before
+                    FROM {self._entries} WHERE seq IS NOT NULL {until} WINDOW w AS (ORDER BY published_at, seq))
+                  WHERE seq > seq_before + 1 OR (seq < seq_before AND epoch <= epoch_before) ORDER BY seq"""
+        return [f"seq goes from {one['seq_before']} to {one['seq']}" for one in self.ask(sql)]
+
+    def between(self, first: str, last: str) -> set[str]:
+        """The ids of the entries between two stream ids."""
+        sql = f"""SELECT DISTINCT coalesce(event_id, stream_id) AS id FROM {self._entries}
+                  WHERE published_at BETWEEN {_moment(first)} AND {_moment(last)}"""
+        return {one["id"] for one in self.ask(sql)}
+
+    def folded(self, target: str) -> dict[str, dict[str, object]] | None:
+        """The rows of a target as the archive has them, by `table/key`; None where no reset of it is archived."""
+        mine = f"starts_with(event_id, {quoted(target + '#')})"
+        resets = self.ask(
+            f"SELECT epoch, seq FROM {NOTICES} WHERE op = 'reset' AND {mine} ORDER BY epoch DESC, seq DESC LIMIT 1"
+        )
+        if not resets:
+            return None
+        since = f"(epoch > {resets[0]['epoch']} OR (epoch = {resets[0]['epoch']} AND seq > {resets[0]['seq']}))"
+        rows: dict[str, dict[str, object]] = {}
+        for table in self.tr.tables:
+            if f"{self.tr.tr}/{table.table}" not in self.positions:
+                continue
+            names = ", ".join(f'"{name}"' for name in field_names(table))
+            found = self.ask(
+                f"""SELECT key, op, extra, {names} FROM (
+                      SELECT *, row_number() OVER (PARTITION BY key ORDER BY epoch DESC, seq DESC) AS age
+                      FROM {_sql_name(f"{self.tr.tr}/{table.table}")} WHERE {mine} AND {since})
+                    WHERE age = 1 AND op <> 'removed'"""
+            )
+            rows |= _window(table, {one["key"]: _row(table, one) for one in found})
+        return rows
+
+
+async def _missing(redis: Redis, prefix: str, archive: _TrArchive, durable: str | None) -> list[str]:
+    """Entries of the stream that should be in the archive, and are not."""
+    client: Any = redis
+    stream, after = Keys(prefix).of(archive.tr.tr, "changes"), "-"
+    missing: list[str] = []
+    while page := await client.xrange(stream, after, "+", count=PAGE):
+        there = await asyncio.to_thread(archive.between, page[0][0], page[-1][0])
+        for stream_id, fields in page:
+            done = max(packed(durable or "0-0"), archive.positions.get(_table_of(archive.tr, fields), 0))
+            if packed(stream_id) <= done and not there & {fields.get("id"), stream_id}:
+                missing.append(f"{fields.get('id', '')} ({stream_id}) is in the stream and not in the archive")
+        after = f"({page[-1][0]}"
+    return missing
+
+
+async def _differing(redis: Redis, prefix: str, archive: _TrArchive, durable: str) -> list[str]:
+    """Rows whose newest state in the archive is not the snapshot's, of targets with nothing on its way."""
+    client: Any = redis
+    tr, keys = archive.tr.tr, Keys(prefix)
+    differing: list[str] = []
+    start = keys.of(tr, "snapshot", "")
+    async for key in client.scan_iter(match=f"{start}*", count=500):
+        target = f"{tr}?{key.removeprefix(start)}"
+        together = client.pipeline(transaction=True)
+        together.xrange(keys.of(tr, "changes"), f"({durable}", "+", count=PAGE)
+        together.hgetall(key)
+        on_its_way, snapshot = await together.execute()
+        if len(on_its_way) == PAGE or any(fields.get("source") == f"/kiwoom/{target}" for _, fields in on_its_way):
+            continue
+        rows = await asyncio.to_thread(archive.folded, target)
+        if rows is None:
+            continue
+        expected = {name: _flat(loads(text)) for name, text in snapshot.items()}
+        differing += [
+            f"{target} {name} is not as the snapshot has it: {_difference(rows, expected, name)}"
+            for name in sorted(rows.keys() | expected.keys())
+            if rows.get(name) != expected.get(name)
+        ]
+    return differing
+
+
+def _difference(archived: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> str:
+    if name not in archived or name not in expected:
+        return "only in the archive" if name in archived else "not in the archive"
+    ours, theirs = archived[name], expected[name]
+    fields = sorted(field for field in ours.keys() | theirs.keys() if ours.get(field) != theirs.get(field))
+    return ", ".join(f"{one} {ours.get(one)} instead of {theirs.get(one)}" for one in fields[:3])
+
+
+def _table_of(tr: TrInfo, fields: Mapping[str, str]) -> str:
+    is_row = ".row." in fields.get("type", "")
+    return f"{tr.tr}/{fields.get('subject', '').partition('/')[0]}" if is_row else NOTICES
+
+
+def _row(table: TableInfo, found: Mapping[str, Any]) -> dict[str, object]:
+    row = {name: found[name] for name in field_names(table)}
+    return _flat({**row, "extra": loads(found["extra"]) if found["extra"] else {}})
+
+
+def _flat(row: dict[str, Any]) -> dict[str, object]:
+    """A row without what is null, unknown elements beside known ones, numbers in canonical text."""
+    flat = {**row, **(row.get("extra") or {})}
+    flat.pop("extra", None)
+    return {name: _told(value) for name, value in flat.items() if value is not None}
+
+
+def _told(value: object) -> object:
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return plain(Decimal(value))
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _window(table: TableInfo, rows: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    kept = newest(rows, table.window) if table.window else rows.keys()
+    return {f"{table.table}/{key}": rows[key] for key in kept}
+
+
+def _moment(stream_id: str) -> str:
+    return f"arrow_cast({int(stream_id.partition('-')[0]) * 1000}, 'Timestamp(Microsecond, Some(\"UTC\"))')"
+
+
+def _shown(tr: TrInfo, found: Sequence[str]) -> list[str]:
+    more = [f"{tr.tr}: … and {len(found) - SHOWN} more of this kind"] if len(found) > SHOWN else []
+    return [f"{tr.tr}: {one}" for one in found[:SHOWN]] + more
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _sql_name(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _over(tables: Mapping[str, DeltaTable]) -> QueryBuilder:
+    engine = QueryBuilder()
+    for name, delta in tables.items():
+        engine = engine.register(_sql_name(name), delta)
+    return engine
+
+
+def _status(
+    name: str, delta: DeltaTable, trs: Sequence[str], prefix: str, lags: Mapping[str, int | None]
+) -> TableStatus:
+    actions: Any = delta.get_add_actions(flatten=True)
+
+    def figures(column: str) -> Iterator[Any]:
+        if column in actions.column_names:
+            yield from (one for one in actions.column(column).to_pylist() if one is not None)
+
+    mine = [name.partition("/")[0]] if "/" in name else trs
+    at = {tr: delta.transaction_version(Keys(prefix).of(tr, "changes")) for tr in mine}
+    when = "published_at" if name == UNREADABLE else "observed_at"
+    return TableStatus(
+        table=name,
+        rows=sum(figures("num_records")),
+        files=actions.num_rows,
+        bytes=sum(figures("size_bytes")),
+        newest=max(figures(f"max.{when}"), default=None),
+        positions={tr: unpacked(position) for tr, position in at.items() if position},
+        lag=lags.get(mine[0]) if "/" in name else None,
+    )
+
+
+async def _lag(redis: Redis, prefix: str, tr: str) -> int | None:
+    """Entries the group was not given yet, or has not acknowledged; None where the server cannot tell."""
+    client: Any = redis
+    try:
+        groups = await client.xinfo_groups(Keys(prefix).of(tr, "changes"))
+    except ResponseError:  # no stream yet
+        return 0
+    mine = next((one for one in groups if one["name"] == GROUP), None)
+    if mine is None or mine.get("lag") is None:
+        return None
+    return int(mine["lag"]) + int(mine["pending"])
+
+
+def _rich(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if one is None else str(one) for one in row))
+    return table

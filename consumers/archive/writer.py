@@ -1,0 +1,285 @@
+"""Streams go in; one Delta table per table of rows comes out, every entry in it once, whoever dies when.
+
+The surprises: the position in the stream is part of each commit and is checked on the handle that writes, so a rival
+that has written meanwhile makes our commit fail instead of doubling rows; Delta itself never calls fsync, so we do,
+before anything is acknowledged; and the pause between two commits comes after the write and before the
+acknowledgement, so what is new is archived at once and what follows is gathered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    Field,
+    PostCommitHookProperties,
+    QueryBuilder,
+    Schema,
+    Transaction,
+    write_deltalake,
+)
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.schema import PrimitiveType
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from consumers.archive.settings import ArchiveSettings
+from consumers.archive.tables import UNREADABLE, Column, Line, arrow, declared, placed
+from consumers.group import BATCH, Batch, LeaseLost, Membership
+from poller.contract import Catalogue, Keys, TrInfo
+
+GROUP = "archive"
+TIDY_AFTER = 100
+"""Commits cost more with every file there is: 25 ms at 100 files, 125 at 500, and one to three tenths to merge them."""
+
+KEPT = "interval 1 days"
+"""How long files that were merged, and old log entries, stay for readers that have them open."""
+
+NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+"""Checkpoints are made by `tidy` alone, which sees to it that they are on the disk."""
+
+
+class ArchiveTable:
+    """One Delta table as one stream's archiver holds it: what is there, how far it is, and how to add to it."""
+
+    def __init__(self, root: Path, name: str, stream: str, columns: Sequence[Column]) -> None:
+        self._path, self._stream = root / name, stream
+        self._identity = "concat(tr, ' ', stream_id)" if name == UNREADABLE else "event_id"
+        self._delta = _opened(self._path, columns)
+        stored = stored_columns(self._delta)
+        known = {column.name for column in stored}
+        added = [column for column in columns if column.name not in known]
+        self.columns = [*stored, *added]
+        self._grows = bool(added)
+        self._synced = max(-1, self._delta.version() - 10)  # what a killed process may have left to the kernel
+        self._make_durable()
+        self._small_files = len(self._delta.file_uris()) - len(self._delta.partitions())
+        self._newest_day = max((int(day["trading_day"].replace("-", "")) for day in self._days()), default=0)
+
+    @property
+    def position(self) -> int:
+        """How far in the stream this table is, as far as our handle knows; 0 before the first commit."""
+        return self._delta.transaction_version(self._stream) or 0
+
+    def write(self, lines: Sequence[Line]) -> int:
+        """Add the lines that are not there yet, durably, and say how many they were.
+
+        Raises CommitFailedError where a rival has written since this handle was opened.
+        """
+        new = self._not_there(lines)
+        if not new:
+            return 0
+        position = max(self.position, *(line.position for line in new))
+        write_deltalake(
+            self._delta,
+            arrow(self.columns, new),
+            mode="append",
+            schema_mode="merge" if self._grows else None,
+            commit_properties=CommitProperties(app_transactions=[Transaction(self._stream, position)]),
+            post_commithook_properties=NO_HOOKS,
+        )
+        self._grows = False
+        self._make_durable()
+        self._small_files += 1
+        return len(new)
+
+    def tidy_if_due(self) -> None:
+        """Merge small files every hundred commits and when a trading day begins.
+
+        Rows that are archived stay so whatever happens here: files are merged in a commit of their own.
+        """
+        newest = max((int(day["trading_day"].replace("-", "")) for day in self._days()), default=0)
+        new_day, self._newest_day = newest > self._newest_day > 0, newest
+        if not new_day and self._small_files < TIDY_AFTER:
+            return
+        self._small_files = 0
+        self._delta.optimize.compact(max_concurrent_tasks=1, post_commithook_properties=NO_HOOKS)
+        self._make_durable()
+        self._delta.create_checkpoint()
+        _sync(self._log_dir.glob("*checkpoint*"), self._log_dir)
+        self._delta.vacuum(dry_run=False, full=new_day, post_commithook_properties=NO_HOOKS)
+        self._delta.cleanup_metadata()
+        self._make_durable()
+
+    @property
+    def _log_dir(self) -> Path:
+        return self._path / "_delta_log"
+
+    def _days(self) -> list[dict[str, str]]:
+        return [day for day in self._delta.partitions() if day.get("trading_day")]
+
+    def _not_there(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines to add. What stands at or before our position is there, if the stream is still the one we read.
+
+        It is another where the server lost its newest entries and its clock went back, so ids alone prove nothing.
+        """
+        position = self.position
+        doubtful = [line for line in lines if line.position <= position]
+        there = self._present(doubtful) if doubtful else set()
+        if len(there) < len(doubtful):
+            structlog.get_logger("archive").warning("stream.forked", table=str(self._path), entries=len(doubtful))
+        return [line for line in lines if line.position > position or line.identity not in there]
+
+    def _present(self, lines: Sequence[Line]) -> set[str]:
+        days = ", ".join({f"arrow_cast({line.cells['trading_day']}, 'Date32')" for line in lines})
+        wanted = ", ".join(quoted(line.identity) for line in lines)
+        sql = f"SELECT {self._identity} AS id FROM t WHERE trading_day IN ({days}) AND {self._identity} IN ({wanted})"  # noqa: S608 -- quoted above
+        return set(QueryBuilder().register("t", self._delta).execute(sql).read_all().column("id").to_pylist())
+
+    def _make_durable(self) -> None:
+        """See that all log entries up to our version, and the files they add, are on the disk."""
+        version = self._delta.version()
+        for number in range(self._synced + 1, version + 1):
+            log = self._log_dir / f"{number:020}.json"
+            with suppress(FileNotFoundError):  # cleaned up, or merged away: then what replaced it is durable
+                actions = map(json.loads, log.read_text("utf-8").splitlines())
+                added = [self._path / unquote(action["add"]["path"]) for action in actions if "add" in action]
+                _sync(added, self._path, *{path.parent for path in added})
+                _sync([log], self._log_dir)
+        self._synced = version
+
+
+def _opened(path: Path, columns: Sequence[Column]) -> DeltaTable:
+    """The table at a path, made if there is none."""
+    with suppress(TableNotFoundError):
+        return DeltaTable(str(path))
+    path.mkdir(parents=True, exist_ok=True)
+    with suppress(DeltaError):  # another process may have been faster
+        DeltaTable.create(
+            str(path),
+            Schema([Field(column.name, PrimitiveType(column.type)) for column in columns]),
+            mode="ignore",
+            partition_by=["trading_day"],
+            configuration={"delta.deletedFileRetentionDuration": KEPT, "delta.logRetentionDuration": KEPT},
+        )
+    delta = DeltaTable(str(path))
+    _sync([], path.parent.parent, path.parent, path)
+    return delta
+
+
+def stored_columns(delta: DeltaTable) -> list[Column]:
+    """The columns a table has, in its order."""
+    return [Column(field.name, getattr(field.type, "type", "")) for field in delta.schema().fields]
+
+
+def quoted(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _sync(files: Iterable[Path], *directories: Path) -> None:
+    """Put files, then the directories that name them, on the disk."""
+    for path in (*files, *directories):
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+class ArchiveRole:
+    """Archives every TR of the catalogue until it is told to stop."""
+
+    def __init__(self, redis: Redis, prefix: str, catalogue: Catalogue, settings: ArchiveSettings, name: str) -> None:
+        self.rows: Counter[str] = Counter()
+        """Rows archived by this process, per table."""
+        self._trs = [_TrArchiver(redis, prefix, tr, settings, name, self.rows) for tr in catalogue.values()]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`; every TR by itself, so that trouble with one holds no other back."""
+        async with asyncio.TaskGroup() as together:
+            for tr in self._trs:
+                together.create_task(tr.run(stop))
+
+
+class _TrArchiver:
+    """The archive of one TR: its tables, and its part in the group."""
+
+    def __init__(
+        self, redis: Redis, prefix: str, tr: TrInfo, settings: ArchiveSettings, name: str, rows: Counter[str]
+    ) -> None:
+        self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+        self._tr, self._settings, self._rows = tr, settings, rows
+        self._stream = Keys(prefix).of(tr.tr, "changes")
+        self._member = Membership(redis, prefix, tr.tr, GROUP, name, alone=True)
+        self._tables: dict[str, ArchiveTable] = {}
+        self._log = structlog.get_logger("archive").bind(tr=tr.tr)
+        self._stop = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        with suppress(RedisError, OSError):  # the loop waits for the server, and asks again at its first batch
+            await self._forgive()
+        await self._member.consume(self._archive, stop)
+
+    async def _archive(self, batch: Batch) -> None:
+        """Write a batch; return when every table it touches is durable."""
+        written: Counter[str] = Counter()
+        try:
+            await asyncio.to_thread(self._write, batch, written)
+        except CommitFailedError as error:
+            await self._start_over()
+            raise LeaseLost(f"another archiver has written meanwhile: {error}") from error
+        except Exception as error:  # no entry is to blame for a full disk: waited out, never parked
+            await self._start_over()
+            raise OSError(f"cannot write to {self._settings.path}: {error}") from error
+        finally:
+            self._rows.update(written)
+        await self._gather(batch)
+
+    def _write(self, batch: Batch, written: Counter[str]) -> None:
+        if not self._tables:
+            mine, root = declared({self._tr.tr: self._tr}), self._settings.path
+            self._tables = {name: ArchiveTable(root, name, self._stream, columns) for name, columns in mine.items()}
+        lines = placed(batch, self._tr, {name: table.columns for name, table in self._tables.items()})
+        for name, some in lines.items():
+            written[name] += self._tables[name].write(some)
+        for name in lines:
+            try:
+                self._tables[name].tidy_if_due()
+            except (DeltaError, OSError) as error:
+                self._log.warning("archive.untidy", table=name, error=str(error))
+
+    async def _start_over(self) -> None:
+        self._tables = {}
+        await self._forgive()
+
+    async def _gather(self, batch: Batch) -> None:
+        """Let more come together before the next commit, unless more is waiting already."""
+        if (await self._redis.xpending(self._stream, GROUP))["pending"] > len(batch):
+            await self._forgive()
+        elif len(batch) < BATCH:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._settings.flush)
+
+    async def _forgive(self) -> None:
+        """Count what is handed out and not acknowledged as handed out once.
+
+        A crash or a full disk is not the entry's fault: it shall not be parked, nor come alone in a commit of its own.
+        """
+        after = "-"
+        while True:
+            try:
+                pending = await self._redis.xpending_range(self._stream, GROUP, after, "+", BATCH)
+            except ResponseError:  # no group yet
+                return
+            pending_again = [one for one in pending if one["times_delivered"] > 1]
+            for owner, theirs in groupby(pending_again, key=lambda one: one["consumer"]):
+                ids = [one["message_id"] for one in theirs]
+                await self._redis.xclaim(self._stream, GROUP, owner, 0, ids, retrycount=1, justid=True)
+            if len(pending) < BATCH:
+                return
+            after = f"({pending[-1]['message_id']}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import difflib
 import inspect
 import logging
@@ -14,27 +15,47 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 import structlog
+from rich.console import Group
 from rich.text import Text
 
 from consumers import tail
+from consumers.alert import send
+from consumers.alert.endpoints import EndpointError
+from consumers.alert.receiver import receiving
+from consumers.alert.rules import RuleError
+from consumers.service import ConsumerSettings, Desk, Roles, checked_desk, roles_of
 from poller import commands
 from poller.catalogue import described, tr_named
 from poller.contract import Catalogue, dumps
-from poller.demo import SECRETS, MarketTimetable, Pendulum, write_plan
+from poller.demo import HOOK_SECRET_ENV, SECRETS, MarketTimetable, Pendulum, write_plan
 from poller.errors import BrokerError
 from poller.schedule import Poller
 from poller.service import Bus, open_bus, open_desk
-from poller.settings import ConfigError, Settings
+from poller.settings import (
+    CONSUMER_SECTIONS,
+    ConfigError,
+    Settings,
+    checked,
+    find_config,
+    load_settings,
+    read_secrets,
+    read_toml,
+)
 from poller.store import StoreError
 from poller.trs.base import BadRequest
+
+SERVICES = frozenset({"run", "poll", "alert", "archive"})
+"""Commands that are left alone for days: their logs tell what happens."""
 
 DEMO_TOP = 3
 """How many of a poll's changes the demo prints: enough to see the market move, few enough to read."""
@@ -46,7 +67,10 @@ start
   demo        everything at once on a simulated market: the first thing to run
   init        write a commented sectorwire.toml
   check       prove that the plan fits the broker's limits; --online signs in and asks
-  poll        poll, and publish changes to the streams
+  run         every role in one process
+  poll        one role: ask the broker, publish what changed
+  alert       one role: decide by the rules, send webhooks
+  archive     one role: keep every entry in Delta Lake tables
 
 look
   once        one poll, printed: once ka20003 inds_cd=001
@@ -54,6 +78,10 @@ look
   status      targets with their freshness
   catalogue   what each report holds; with a word, the fields that go by it
   schema      the stream's contract as an AsyncAPI document
+  archive     status, sql, export, verify: questions asked of the archive
+
+repair
+  endpoints   list, test, dead, redrive: where alerts go, and what did not get there
 
 develop
   simulate    the made-up market as a server of its own
@@ -107,7 +135,7 @@ def _parser() -> _Parser:
     _start_options(
         command("demo", "everything at once on a simulated market and a server of its own", demo, config=False),
         command("init", "write a commented configuration for the mock server", commands.init),
-        command("check", "prove that the plan fits the broker's limits", commands.check),
+        command("check", "prove that the plan fits the broker's limits, and that rules and endpoints are right", check),
     )
     command("poll", "poll, and publish changes to the streams, until Ctrl-C or SIGTERM", commands.poll)
     _look_options(
@@ -115,6 +143,10 @@ def _parser() -> _Parser:
         command("tail", "changes as they come", follow),
         command("status", "targets with their freshness", commands.show_status),
     )
+    command("run", "every role in one process, until Ctrl-C or SIGTERM", run)
+    command("alert", "decide and send alerts, until Ctrl-C or SIGTERM", alert)
+    _archive_options(command("archive", "archive until Ctrl-C or SIGTERM, or answer a question asked of it", archive))
+    _endpoint_options(command("endpoints", "how things stand with the endpoints of alerts", endpoints))
     _reference_options(
         command("catalogue", "what each report holds", commands.catalogue, config=False),
         command("schema", "the stream's contract as an AsyncAPI document", commands.schema, config=False),
@@ -158,6 +190,40 @@ def _reference_options(catalogue: argparse.ArgumentParser, schema: argparse.Argu
     catalogue.add_argument("--json", action="store_true", help="for programs")
     schema.add_argument("--prefix", default="sectorwire", help="of the keys; default: sectorwire")
     schema.add_argument("--json", action="store_true", help="which it is anyway")
+
+
+def _archive_options(archive: argparse.ArgumentParser) -> None:
+    asked = archive.add_subparsers(dest="question", metavar="QUESTION", parser_class=_Parser)
+    _part(asked, "status", "tables, rows, positions, lag")
+    _part(asked, "verify", "prove that archive, streams and snapshots agree")
+    _part(asked, "sql", "ask over tables such as ka20003_indices").add_argument("query", metavar="SQL")
+    export = _part(asked, "export", "write a table to one file")
+    export.add_argument("table", metavar="TABLE", help="such as ka20003_indices")
+    export.add_argument("out", type=Path, metavar="FILE")
+    export.add_argument("--format", choices=("parquet", "csv"), default="parquet")
+
+
+def _endpoint_options(endpoints: argparse.ArgumentParser) -> None:
+    actions = endpoints.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    _part(actions, "list", "waiting, delivered, dead, and whether they answer")
+    for name, about in (
+        ("test", "send a message that is marked as a test"),
+        ("dead", "what was given up, and why"),
+        ("redrive", "send what was given up again"),
+    ):
+        action = _part(actions, name, about)
+        action.add_argument("name", metavar="ENDPOINT")
+        if name == "redrive":
+            action.add_argument("ids", nargs="*", metavar="ID", help="default: all of them")
+
+
+def _part(parts: argparse._SubParsersAction[_Parser], name: str, about: str) -> _Parser:
+    """One part of a command; it takes what every command takes, so `archive sql --config x` works as well."""
+    part = parts.add_parser(name, help=about, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    part.set_defaults(parser=part)
+    part.add_argument("--debug", action="store_true", help="logs in detail, errors with their traceback")
+    part.add_argument("--config", metavar="FILE", help="default: SECTORWIRE_CONFIG, or sectorwire.toml here")
+    return part
 
 
 def _simulate_options(simulate: argparse.ArgumentParser) -> None:
@@ -240,31 +306,44 @@ async def _print_changes(
 
 
 async def demo(args: argparse.Namespace) -> int:
-    """The whole line on a made-up market: simulator, server, poller, and the changes as they come."""
+    """The whole line on a made-up market: simulator, server, poller, alerts with their receiver, archive."""
     try:
         from poller.simulator.server import SimulatorSettings, serving  # noqa: PLC0415 -- an optional extra
     except ImportError as error:
-        raise ConfigError("the demo needs an extra: pip install 'sectorwire[embedded,simulator]'") from error
+        raise ConfigError("the demo needs extras: pip install 'sectorwire[embedded,simulator]'") from error
     stop, catalogue, console = commands.stop_on_signals(), described(), commands.stdout()
     args.data.mkdir(parents=True, exist_ok=True)
     pendulum = Pendulum(args.data, datetime.now(UTC))
     if args.seconds:
         asyncio.get_running_loop().call_later(args.seconds, stop.set)
+    secret = f"whsec_{base64.b64encode(os.urandom(24)).decode()}"
+    received: list[str] = []
+
+    def on_alert(body: dict[str, Any]) -> None:
+        received.append(body["data"]["id"])
+        console.print(_demo_alert(body), no_wrap=True, overflow="ellipsis")
+
     async with AsyncExitStack() as stack:
+        hook_url = await stack.enter_async_context(receiving(secret, on_alert))
         simulator, base_url = await stack.enter_async_context(serving(SimulatorSettings(clock=pendulum.clock)))
-        settings = write_plan(args.data, base_url)
+        path = write_plan(args.data, base_url, hook_url)
+        settings, desk = load_settings(path, {}), _desk_of(path, {HOOK_SECRET_ENV: secret})
         bus = await stack.enter_async_context(open_bus(settings))
-        desk = await stack.enter_async_context(
-            open_desk(settings, SECRETS, bus, timetable=MarketTimetable(pendulum.clock))
-        )
-        poller = Poller(settings.jobs(), desk, commands.upkeep_of(settings))
+        readers = await stack.enter_async_context(bus.readers("sectorwire-demo"))
+        market = MarketTimetable(pendulum.clock)
+        polling = await stack.enter_async_context(open_desk(settings, SECRETS, bus, timetable=market))
+        poller = Poller(settings.jobs(), polling, commands.upkeep_of(settings))
+        roles = roles_of(desk, readers, settings.bus.prefix, catalogue)
         console.print(_demo_banner(settings, bus, args.data))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_swing(pendulum, stop))
             tasks.create_task(_print_changes(settings, bus, catalogue, stop, top=None if args.all else DEMO_TOP))
+            tasks.create_task(roles.run(stop))
             await poller.run(stop)
             stop.set()
     console.print(_demo_summary(poller, simulator.refusals, catalogue))
+    console.print(_demo_outcome(roles, len(received)))
+    console.print(_demo_question(args.data))
     return 0
 
 
@@ -286,6 +365,13 @@ def _demo_banner(settings: Settings, bus: Bus, data: Path) -> Text:
     return banner.append(f"look inside: sectorwire status --config {data}/sectorwire.toml\n", "dim")
 
 
+def _demo_alert(body: dict[str, Any]) -> Text:
+    data = body["data"]
+    ended = body["type"].endswith("resolved")
+    line = Text("   해제 " if ended else "   알림 ", "dim" if ended else "bold yellow")
+    return line.append(f"{data['title'] or data['rule']}  ", "yellow").append(data["text"])
+
+
 def _demo_summary(poller: Poller, refusals: int, catalogue: Catalogue) -> Text:
     stats = poller.stats
     summary = Text("\nsummary", "bold")
@@ -294,6 +380,141 @@ def _demo_summary(poller: Poller, refusals: int, catalogue: Catalogue) -> Text:
         summary.append(f"  {code} {stats.changes[code]:>7,} changes  ", "cyan")
         summary.append(f"{tr.name}\n")
     return summary
+
+
+def _demo_outcome(roles: Roles, received: int) -> Text:
+    decided = roles.alert.decided if roles.alert else 0
+    outcome = Text(f"  alerts  {decided} decided, {roles.send.delivered if roles.send else 0} delivered, ")
+    outcome.append(f"{received} verified by the receiver\n")
+    rows = roles.archive.rows if roles.archive else {}
+    return outcome.append(
+        "  archive " + ", ".join(f"{table} {count:,}" for table, count in sorted(rows.items())) + "\n"
+    )
+
+
+def _demo_question(data: Path) -> Group:
+    """One question to the archive, with the line that asks it."""
+    sql = (
+        "SELECT label, count(*) AS changes, max(level) AS high FROM ka20003_indices "
+        "WHERE op = 'changed' GROUP BY label ORDER BY changes DESC LIMIT 3"
+    )
+    from consumers.archive import questions  # noqa: PLC0415 -- an extra, which `_desk_of` has found
+
+    line = Text(f'$ sectorwire archive sql --config {data}/sectorwire.toml "{sql}"', "dim")
+    return Group(line, questions.run_sql(data / "archive", sql).rich())
+
+
+def _desk_of(path: Path, environ: Mapping[str, str]) -> Desk:
+    """The consumers' part of a configuration, checked. Raises ConfigError, RuleError or EndpointError."""
+    content = {name: part for name, part in read_toml(path).items() if name in CONSUMER_SECTIONS}
+    if "archive" in content and find_spec("deltalake") is None:
+        raise ConfigError("the archive is an extra: pip install 'sectorwire[archive]', or leave [archive] out")
+    return checked_desk(checked(ConsumerSettings, content, path), described(), environ)
+
+
+async def check(args: argparse.Namespace) -> int:
+    """Read the whole configuration, the consumers' part included, and prove that the plan fits."""
+    desk = _desk_of(find_config(args.config, os.environ), os.environ)
+    status = await commands.check(args)
+    if desk.rules:
+        names = ", ".join(endpoint.name for endpoint in desk.endpoints) or "nobody"
+        print(f"{len(desk.rules)} rules, told to {names}")
+    return status
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Every role in one process, until Ctrl-C or SIGTERM."""
+    path, stop, secrets = find_config(args.config, os.environ), commands.stop_on_signals(), read_secrets(os.environ)
+    settings, desk = load_settings(path), _desk_of(path, os.environ)
+    commands.fitting(settings, settings.jobs())
+    async with open_bus(settings) as bus, bus.readers("sectorwire-run") as readers:
+        roles = roles_of(desk, readers, settings.bus.prefix, described())
+        async with open_desk(settings, secrets, bus) as polling, asyncio.TaskGroup() as tasks:
+            tasks.create_task(roles.run(stop))
+            try:
+                await Poller(settings.jobs(), polling, commands.upkeep_of(settings)).run(stop)
+            finally:
+                stop.set()
+    return 0
+
+
+async def alert(args: argparse.Namespace) -> int:
+    """Decide and send alerts, until Ctrl-C or SIGTERM."""
+    path = find_config(args.config, os.environ)
+    desk = _desk_of(path, os.environ)
+    if not desk.rules:
+        raise ConfigError(f"{path} has no [[rule]]: there is nothing to decide")
+    return await _run_roles(load_settings(path), desk, alerts=True)
+
+
+async def archive(args: argparse.Namespace) -> int:
+    """Archive until Ctrl-C or SIGTERM; or answer a question asked of the archive."""
+    path = find_config(args.config, os.environ)
+    settings, desk = load_settings(path), _desk_of(path, os.environ)
+    if desk.archive is None:
+        raise ConfigError(f'{path} has no [archive]: add the section with path = "data/archive"')
+    if args.question is None:
+        return await _run_roles(settings, desk, alerts=False)
+    from consumers.archive import questions  # noqa: PLC0415 -- an extra, which `_desk_of` has found
+
+    try:
+        return await _answer(questions, args, settings, desk.archive.path)
+    except questions.QuestionError as error:
+        raise ConfigError(str(error)) from error
+
+
+async def _answer(questions: ModuleType, args: argparse.Namespace, settings: Settings, where: Path) -> int:
+    console = commands.stdout()
+    match args.question:
+        case "sql":
+            console.print(questions.run_sql(where, args.query).rich())
+        case "export":
+            rows = questions.export(where, args.table, args.format, args.out)
+            print(f"{rows:,} rows into {args.out}")
+        case "status":
+            async with open_bus(settings) as bus:
+                console.print(
+                    questions.status_table(await questions.archive_status(where, settings.bus.prefix, bus.redis))
+                )
+        case "verify":
+            async with open_bus(settings) as bus:
+                findings = await questions.verify(bus.redis, settings.bus.prefix, where, described())
+            print("\n".join(findings) or "well: archive, streams and snapshots agree")
+            return 1 if findings else 0
+    return 0
+
+
+async def _run_roles(settings: Settings, desk: Desk, *, alerts: bool) -> int:
+    stop = commands.stop_on_signals()
+    async with open_bus(settings) as bus, bus.readers("sectorwire-role") as readers:
+        await roles_of(desk, readers, settings.bus.prefix, described(), alerts=alerts, archive=not alerts).run(stop)
+    return 0
+
+
+async def endpoints(args: argparse.Namespace) -> int:
+    """How things stand with the endpoints; a test message; dead letters, and sending them again."""
+    path = find_config(args.config, os.environ)
+    settings, known = load_settings(path), {one.name: one for one in _desk_of(path, os.environ).endpoints}
+    if args.action != "list" and args.name not in known:
+        raise ConfigError(f"no endpoint {args.name!r}{nearest(args.name, list(known))}; known: {', '.join(known)}")
+    if args.action == "test":
+        outcome = await send.test_endpoint(known[args.name])
+        print(outcome.words)
+        return 0 if outcome.ok else 1
+    async with open_bus(settings) as bus:
+        prefix = settings.bus.prefix
+        if args.action == "redrive":
+            count = await send.redrive(bus.redis, prefix, known[args.name], args.ids or None)
+            print(f"{count} are sent again")
+        elif args.action == "dead":
+            for letter in await send.dead_letters(bus.redis, prefix, args.name):
+                print(f"{letter.letter}  {letter.id}  {letter.attempts} attempts  {letter.why}")
+        else:
+            for one in await send.list_endpoints(bus.redis, prefix, known.values()):
+                now = one.standing
+                counts = f"{now.delivered} delivered, {now.waiting} waiting, {now.dead_kept} dead"
+                print(f"{one.name}  {one.format} at {one.host}  {now.disabled or one.breaker}  {counts}")
+    return 0
 
 
 def _set_up_logs(*, debug: bool, quiet: bool) -> None:
@@ -327,10 +548,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
             return 0 if args.help else 2
-        _set_up_logs(debug=debug, quiet=args.command != "poll")
+        _set_up_logs(debug=debug, quiet=args.command not in SERVICES)
         outcome = args.call(args)
         return int(asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)
-    except (UsageError, ConfigError, BadRequest) as error:
+    except (UsageError, ConfigError, BadRequest, RuleError, EndpointError) as error:
         return _failed(error, 2, debug=debug)
     except BrokenPipeError:  # `sectorwire tail | head`: whoever read us has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,13 +12,15 @@ from pydantic import SecretStr
 
 from poller.contract import dumps
 from poller.session import Calendar, Session
-from poller.settings import Secrets, Settings, load_settings
+from poller.settings import Secrets
 from poller.simulator.clock import MarketClock, default_start
 
 SPEED = 10.0
 """Ten market seconds a second: flows, which move every 90 s, move while a person watches."""
 
 SECRETS = Secrets(app_key=SecretStr("demo-app-key"), secret_key=SecretStr("demo-secret-key"))
+
+HOOK_SECRET_ENV = "SECTORWIRE_DEMO_SECRET"  # noqa: S105 -- the name of a variable
 
 PLAN = """\
 # Written by `sectorwire demo`, whose market is made up and runs ten times as fast.
@@ -33,6 +35,32 @@ sessions = "always"
 
 [data]
 dir = {directory}
+
+[archive]
+path = {archive}
+flush = "2s"
+
+[[rule]]
+name = "turns"
+title = "등락 전환"
+tr = "ka20003"
+when = {{ kind = "cross", field = "change_pct", direction = "either", level = 0 }}
+notify = ["demo"]
+
+[[rule]]
+name = "leads-by-one-percent"
+title = "1 % 이상 상승"
+tr = "ka20003"
+when = {{ kind = "compare", field = "change_pct", op = ">=", value = 1, clear = 0.9 }}
+keep_firing_for = "3s"
+notify = ["demo"]
+
+[[endpoint]]
+name = "demo"
+url = "{hook_url}"
+secret_env = "{hook_secret}"
+allow_http = true
+allow_networks = ["127.0.0.0/8"]
 
 [[poll]]
 tr = "ka20003"
@@ -66,12 +94,20 @@ every = "10s"
 """
 
 
-def write_plan(directory: Path, base_url: str) -> Settings:
-    """Write the demo's configuration beside its data, where `tail` and `status` find it, and read it back."""
+def write_plan(directory: Path, base_url: str, hook_url: str) -> Path:
+    """Write the demo's configuration beside its data, where `tail` and `status` find it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "sectorwire.toml"
-    path.write_text(PLAN.format(path=path, base_url=base_url, directory=dumps(str(directory))), "utf-8")
-    return load_settings(path, {})
+    content = PLAN.format(
+        path=path,
+        base_url=base_url,
+        directory=dumps(str(directory)),
+        archive=dumps(str(directory / "archive")),
+        hook_url=hook_url,
+        hook_secret=HOOK_SECRET_ENV,
+    )
+    path.write_text(content, "utf-8")
+    return path
 
 
 @dataclass(frozen=True)

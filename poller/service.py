@@ -23,6 +23,7 @@ from poller.settings import ConfigError, Secrets, Settings
 from poller.store import Store, StoreDown, UnfitStore, connect
 
 OLDEST_SERVER = (7, 0)
+READERS = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class Bus:
     redis: Redis
     embedded: EmbeddedServer | None
     told: str
+    url: str
+
+    @asynccontextmanager
+    async def readers(self, name: str) -> AsyncIterator[Redis]:
+        """A client of their own for those who block: each holds a connection for as long as it waits."""
+        client = connect(self.url, name=name, max_connections=READERS)
+        try:
+            yield client
+        finally:
+            await client.aclose()
 
     def revive(self) -> None:
         """See that a server of our own runs again after it was lost."""
@@ -60,7 +71,7 @@ async def open_bus(settings: Settings) -> AsyncIterator[Bus]:
         redis = connect(url)
         stack.push_async_callback(redis.aclose)
         told = await _probe(redis, url)
-        yield Bus(redis, embedded, told)
+        yield Bus(redis, embedded, told, url)
 
 
 async def _probe(redis: Redis, url: str) -> str:

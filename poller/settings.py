@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,8 @@ from poller.budget import MOCK_PERIOD_S, REAL_LIMIT, Limit
 from poller.catalogue import CATALOGUE, tr_named
 from poller.grid import Job
 from poller.trs.base import BadRequest
+
+Model = TypeVar("Model", bound=BaseModel)
 
 FILE_NAME = "sectorwire.toml"
 SERVERS = {"real": "https://api.kiwoom.com", "mock": "https://mockapi.kiwoom.com"}
@@ -226,30 +228,39 @@ def find_config(given: str | None, environ: Mapping[str, str]) -> Path:
 
 
 def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read and check a configuration. Raises ConfigError, naming file, section, key and remedy."""
+    """Read and check the poller's part of a configuration. Raises ConfigError, naming file, section, key and remedy."""
+    content = {name: section for name, section in read_toml(path).items() if name not in CONSUMER_SECTIONS}
+    bus = content.get("bus", {})
+    if environ.get("REDIS_URL") and isinstance(bus, dict):
+        content["bus"] = {**bus, "url": environ["REDIS_URL"]}
+    return checked(Settings, content, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a configuration file holds. Raises ConfigError."""
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    content = {name: section for name, section in content.items() if name not in CONSUMER_SECTIONS}
-    bus = content.get("bus", {})
-    if environ.get("REDIS_URL") and isinstance(bus, dict):
-        content["bus"] = {**bus, "url": environ["REDIS_URL"]}
+
+
+def checked(model: type[Model], content: Mapping[str, Any], path: Path) -> Model:
+    """The content as the model has it. Raises ConfigError with the first thing that is wrong."""
     try:
-        return Settings.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {_explain(error, model)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line; how many more there are."""
     errors = error.errors(include_url=False, include_context=False)
     first, more = errors[0], len(errors) - 1
-    where = _section(first["loc"])
+    where = _section(first["loc"], model)
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {first['loc'][-1]!r}{_suggestion(first['loc'])}"
+        text = f"unknown key {first['loc'][-1]!r}{_suggestion(first['loc'], model)}"
     elif first["type"] == "missing":
         text = f"{first['loc'][-1]} is missing"
     else:
@@ -261,22 +272,22 @@ def _explain(error: ValidationError) -> str:
     return f"{where}{text}" + (f" (and {more} more)" if more else "")
 
 
-def _section(location: tuple[int | str, ...]) -> str:
+def _section(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """Where in the file: `[bus] `, or `[[poll]] 2 ` for the second of a list."""
-    if len(location) < 2 and location and location[0] not in Settings.model_fields:
+    if len(location) < 2 and location and location[0] not in model.model_fields:
         return ""
     name, number = location[0], location[1] if len(location) > 1 else None
     return f"[[{name}]] {number + 1}: " if isinstance(number, int) else f"[{name}] "
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
+def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     wrong = str(location[-1])
-    if "key" in wrong or "secret" in wrong or "token" in wrong:
+    if model is Settings and ("key" in wrong or "secret" in wrong or "token" in wrong):
         return ": secrets come from the environment, as KIWOOM_APP_KEY and KIWOOM_SECRET_KEY"
-    model: type[BaseModel] = Settings
     for part in location[:-1]:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in model.model_fields:
             annotation: Any = model.model_fields[part].annotation
-            model = next((arg for arg in get_args(annotation) if isinstance(arg, type)), annotation)
+            models = (arg for arg in (*get_args(annotation), annotation) if isinstance(arg, type))
+            model = next((arg for arg in models if issubclass(arg, BaseModel)), model)
     close = difflib.get_close_matches(wrong, model.model_fields, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(model.model_fields)}"

@@ -25,6 +25,25 @@ max_bytes = "1GB"
 [data]
 dir = "data"                  # embedded server, answers put aside
 
+[archive]
+path = "data/archive"         # Delta Lake tables, one per report table
+
+# Alerts: a rule and where to send. The secret, whsec_ and base64 of 24 to 64 bytes, is in the variable DESK_SECRET.
+#
+# [[rule]]
+# name = "kospi-falls"
+# title = "코스피 급락"
+# tr = "ka20003"
+# keys = ["001"]              # leave out for every row
+# when = {{ kind = "compare", field = "change_pct", op = "<=", value = -2, clear = -1.5 }}
+# for = "30s"
+# notify = ["desk"]
+#
+# [[endpoint]]
+# name = "desk"
+# url = "https://example.com/hook"
+# secret_env = "DESK_SECRET"
+
 # The plan. A list makes one target per value; several lists make the product. `sectorwire check` proves that it fits.
 # `sectorwire catalogue` lists what each report holds.
 

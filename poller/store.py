@@ -71,14 +71,14 @@ class UnfitStore(StoreError):
     """What is stored there is not ours, or newer than we are. The message says what to do."""
 
 
-def connect(url: str, *, name: str = "sectorwire-poller") -> Redis:
+def connect(url: str, *, name: str = "sectorwire-poller", max_connections: int = 16) -> Redis:
     """A client whose retries, time-outs and protocol are ours, not the library's defaults (which repeat writes).
 
     Raises ValueError for a URL it cannot read.
     """
     pool = BlockingConnectionPool.from_url(
         url,
-        max_connections=16,
+        max_connections=max_connections,
         timeout=10,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=5.0,
@@ -245,9 +245,9 @@ class Store:
         self.epochs[tr.code] = int(epoch)
         return int(epoch)
 
-    async def trim(self, tr: TR, keep_from_ms: int, share: float = 1.0) -> tuple[int, int]:
+    async def trim(self, tr: TR, keep_from_ms: int, share: float = 1.0, *, part: str = "changes") -> tuple[int, int]:
         """Remove what no group needs and retention allows: (entries removed, bytes left). Raises StoreDown."""
-        key = self.keys.of(tr.code, "changes")
+        key = self.keys.of(tr.code, part)
         removed, size = await self._ask(self._scripts["trim"](keys=[key], args=[keep_from_ms, share]))
         return int(removed), int(size)
 

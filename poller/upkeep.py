@@ -11,6 +11,9 @@ from poller.grid import Job
 from poller.store import Store
 from poller.trs.base import TR
 
+STREAMS = ("changes", "alerts")
+"""A TR's streams: what changed, and what the rules decided on it."""
+
 LOW_WATER = 0.9
 """Trim to, and resume below, this part of the ceiling, so that polling does not flutter at its edge."""
 
@@ -57,5 +60,6 @@ class Trimmer:
         """Trim every stream and return what they hold together, in bytes."""
         total = 0
         for tr in self._trs:
-            total += (await self._store.trim(tr, keep_from_ms, share))[1]
+            for part in STREAMS:
+                total += (await self._store.trim(tr, keep_from_ms, share, part=part))[1]
         return total

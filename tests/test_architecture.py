@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import pytest
 
+from consumers.service import ConsumerSettings
 from poller.catalogue import CATALOGUE
 from poller.contract import Entry, RowData
 from poller.settings import Settings
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     *(f"poller/{name}.py" for name in ("diff", "commit", "rows", "contract", "session", "budget", "grid", "errors")),
     *(f"poller/trs/{path.name}" for path in (ROOT / "poller" / "trs").glob("*.py")),
+    *(f"consumers/alert/{name}.py" for name in ("conditions", "rules", "text", "sign", "formats", "delivery")),
+    "consumers/archive/tables.py",
 ]
 IMPURE = {"httpx", "redis", "time", "asyncio", "socket", "poller.clock", "poller.store", "poller.broker"}
 
@@ -68,11 +71,12 @@ def test_the_pure_parts_read_no_clock_and_speak_to_nobody(path: str):
     )
 
 
-def test_only_the_broker_module_speaks_http():
+@pytest.mark.parametrize(("package", "speakers"), [("poller", {"broker.py"}), ("consumers", {"send.py", "guard.py"})])
+def test_http_is_spoken_in_one_place(package: str, speakers: set[str]):
     """One client for the life of the process: nobody else can open a second."""
-    users = [path.name for path in sources("poller") + sources("consumers") if "httpx" in set(imported(path))]
+    users = {path.name for path in sources(package) if "httpx" in set(imported(path))}
 
-    assert users == ["broker.py"]
+    assert users <= speakers
 
 
 @pytest.mark.parametrize("package", ["poller", "poller/trs", "consumers", "poller/simulator"])
@@ -118,10 +122,11 @@ def test_the_readme_names_every_report_and_every_setting():
     for tr in CATALOGUE:
         assert f"| {tr.code} | {tr.name}" in readme
         assert all(f"`{table.name}` ({table.mode})" in readme for table in tr.tables)
-    for section, info in Settings.model_fields.items():
+    for section, info in (Settings.model_fields | ConsumerSettings.model_fields).items():
         model: Any = next(iter(get_args(info.annotation)), info.annotation)
-        for setting in model.model_fields:
-            assert re.search(rf"`\[+{section}\]+ {setting}`", readme), f"[{section}] {setting}"
+        rows = "".join(re.findall(rf"^\| `\[+{section}\]+.*$", readme, re.MULTILINE))
+        for name, setting in model.model_fields.items():
+            assert re.search(rf"[` ]{setting.alias or name}`", rows), f"[{section}] {setting.alias or name}"
 
 
 def test_the_commands_in_the_readme_exist():
@@ -138,7 +143,8 @@ def test_the_commands_in_the_readme_exist():
 
 def test_the_python_consumer_of_the_readme_reads_what_the_contract_promises():
     readme = (ROOT / "README.md").read_text("utf-8")
-    example = ast.parse(readme.split("```python\n")[1].split("```")[0])
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    example = ast.parse(next(block for block in blocks if "import redis" in block))
     read = {
         node.slice.value
         for node in ast.walk(example)

@@ -579,6 +579,8 @@ def _texts(server: Any, tokens: set[str], files: Iterable[Path]) -> Iterator[tup
             yield from ((f"{key} {entry_id}", str(fields)) for entry_id, fields in server.xrange(key))
         elif kind == "string":
             yield key, server.get(key)
+        elif kind == "zset":
+            yield key, str(server.zrange(key, 0, -1))
         elif key not in tokens:
             assert kind == "hash", f"{key} is a {kind}, which the contract does not know"
             yield from ((f"{key} {name}", f"{name} {text}") for name, text in server.hgetall(key).items())

@@ -33,6 +33,7 @@ MIN_IDLE_MS = 60_000
 """Where many members share a group, one that was silent for so long is taken for dead."""
 
 LEASE_S = 10.0
+LOOK_AFTER_S = 0.02
 RETRY_S = 0.5
 SCRIPTS = Path(__file__).parent
 
@@ -138,14 +139,22 @@ class Membership:
             await self._acknowledge(batch, gone=[entry_id for entry_id, fields in _entries(read) if not fields])
 
     async def _next(self, done: Batch) -> Batch:
-        """Acknowledge what is done and read what is new, in one trip."""
+        """Acknowledge what is done and read what is new, in one trip.
+
+        Nothing comes back where something older is still in somebody's hands: the read of a member that was replaced
+        may reach the server late and take entries. Then the backlog has both, and gives them out in order.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         if done:
             ids = [delivery.stream_id for delivery in done]
             pipeline.xack(self._stream, self.group, *ids)
             pipeline.set(self._position, ids[-1])
         pipeline.xreadgroup(self.group, self.name, {self._stream: ">"}, count=BATCH, block=BLOCK_MS)
-        return self._deliveries((await pipeline.execute())[-1])
+        pipeline.xpending_range(self._stream, self.group, "-", "+", 1)
+        *_, read, oldest = await pipeline.execute()
+        batch = self._deliveries(read)
+        older = self._alone and batch and oldest and _order(oldest[0]["message_id"]) < _order(batch[0].stream_id)
+        return [] if older else batch
 
     async def _acknowledge(self, done: Batch, gone: list[str] | None = None) -> None:
         if gone:
@@ -160,7 +169,8 @@ class Membership:
     async def _join(self, stop: asyncio.Event) -> None:
         """Wait for the lease where there is one, and see that the group exists where it left off."""
         while self._alone and not stop.is_set() and not await self._take_lease():
-            await _wait(stop, LEASE_S / 3)
+            left_ms = await self._redis.pttl(self._active)  # the lease may end sooner than the next look would come
+            await _wait(stop, min(LEASE_S / 3, max(left_ms, 0) / 1000 + LOOK_AFTER_S))
         position = await self._redis.get(self._position)
         try:
             await self._redis.xgroup_create(self._stream, self.group, position or "0", mkstream=True)
@@ -217,6 +227,11 @@ def _entries(read: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries in the answer to a read of one stream, whichever protocol shaped it."""
     streams = read.items() if isinstance(read, dict) else read or []
     return [entry for _, entries in streams for entry in entries]
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    ms, _, number = stream_id.partition("-")
+    return int(ms), int(number)
 
 
 def _entry(fields: dict[str, str]) -> Entry | None:

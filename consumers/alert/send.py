@@ -155,7 +155,7 @@ class Sender:
         held = await self._outbox.hold(LEASE_S)
         if held and clock_s >= self._held_until_s:
             self._breaker = await self._outbox.breaker()
-        self._renew_at_s = clock_s + LEASE_S / 3
+        self._renew_at_s = clock_s + (LEASE_S / 3 if held else RETRY_S)
         self._held_until_s = clock_s + LEASE_S if held else 0.0
         return held
 

@@ -37,7 +37,7 @@ from consumers.service import ConsumerSettings, Desk, Roles, checked_desk, roles
 from poller import commands
 from poller.catalogue import described, tr_named
 from poller.contract import Catalogue, dumps
-from poller.demo import HOOK_SECRET_ENV, SECRETS, MarketTimetable, Pendulum, write_plan
+from poller.demo import HOOK_SECRET_ENV, MarketTimetable, Pendulum, new_secrets, write_plan
 from poller.errors import BrokerError
 from poller.schedule import Poller
 from poller.service import Bus, open_bus, open_desk
@@ -331,7 +331,7 @@ async def demo(args: argparse.Namespace) -> int:
         bus = await stack.enter_async_context(open_bus(settings))
         readers = await stack.enter_async_context(bus.readers("sectorwire-demo"))
         market = MarketTimetable(pendulum.clock)
-        polling = await stack.enter_async_context(open_desk(settings, SECRETS, bus, timetable=market))
+        polling = await stack.enter_async_context(open_desk(settings, new_secrets(), bus, timetable=market))
         poller = Poller(settings.jobs(), polling, commands.upkeep_of(settings))
         roles = roles_of(desk, readers, settings.bus.prefix, catalogue)
         console.print(_demo_banner(settings, bus, args.data))

@@ -136,7 +136,10 @@ class Tokens:
             "ends": token.ends.isoformat(),
             "refused_at": refused_at.isoformat() if refused_at else "",
         }
-        await self._redis.hset(self._key, mapping=fields)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(self._key, mapping=fields)
+            pipeline.expire(self._key, max(1, int((token.ends - now).total_seconds() + COOL_DOWN_S)))
+            await pipeline.execute()
         return token
 
     async def _issued(self) -> Token:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -18,7 +19,13 @@ from poller.simulator.clock import MarketClock, default_start
 SPEED = 10.0
 """Ten market seconds a second: flows, which move every 90 s, move while a person watches."""
 
-SECRETS = Secrets(app_key=SecretStr("demo-app-key"), secret_key=SecretStr("demo-secret-key"))
+
+def new_secrets() -> Secrets:
+    """A key pair of this start's own: the simulator of the last start took its tokens with it, and a token that is
+    refused again and again would, rightly, be waited for.
+    """
+    return Secrets(app_key=SecretStr(f"demo-{secrets.token_hex(8)}"), secret_key=SecretStr("demo-secret-key"))
+
 
 HOOK_SECRET_ENV = "SECTORWIRE_DEMO_SECRET"  # noqa: S105 -- the name of a variable
 

@@ -110,6 +110,7 @@ async def test_the_key_in_redis_hides_the_app_key(fake_redis: Redis, issuer: Iss
 
     assert len(names) == 1
     assert "an-app-key" not in str(names)
+    assert await fake_redis.ttl(names[0]) > 0  # a dead key leaves nothing behind
 
 
 def test_the_end_of_a_token_is_korean_time():

@@ -310,7 +310,7 @@ async def demo(args: argparse.Namespace) -> int:
     try:
         from poller.simulator.server import SimulatorSettings, serving  # noqa: PLC0415 -- an optional extra
     except ImportError as error:
-        raise ConfigError("the demo needs extras: pip install 'sectorwire[embedded,simulator]'") from error
+        raise ConfigError("the demo needs extras: pip install 'sectorwire[embedded,simulator,archive]'") from error
     stop, catalogue, console = commands.stop_on_signals(), described(), commands.stdout()
     args.data.mkdir(parents=True, exist_ok=True)
     pendulum = Pendulum(args.data, datetime.now(UTC))

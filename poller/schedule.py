@@ -98,8 +98,8 @@ class Poller:
     async def _reign(self, stop: asyncio.Event) -> None:
         """Poll while we lead; afterwards what is in flight may finish for a few seconds.
 
-        The loops end because the reign is over, not by cancelling them: a cancellation that came while a commit
-        connected was seen to be swallowed (redis-py 8.1, Python 3.11), and that loop went on.
+        The loops end because the reign is over, not by cancelling them: a cancellation that came in mid-commit
+        was seen to be swallowed (redis-py 8.1, Python 3.11), and that loop went on.
         """
         self._over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:

@@ -114,7 +114,7 @@ async def _ask_everything(settings: Settings, jobs: Sequence[Job], console: Cons
     """Sign in, and ask one target of each TR."""
     first = {job.target.tr.code: job for job in reversed(jobs)}
     secrets = read_secrets(os.environ)
-    async with open_bus(settings) as bus, open_desk(settings, secrets, bus) as desk:
+    async with open_bus(settings) as bus, open_desk(settings, secrets, bus, one_by_one=True) as desk:
         console.print(bus.told)
         await desk.broker.sign_in()
         console.print(f"signed in at {settings.kiwoom.url}")
@@ -149,7 +149,7 @@ async def ask(args: Namespace) -> int:
     target = tr_named(args.tr).target(values)
     settings, secrets = settings_of(args), read_secrets(os.environ)
     every_s = next((job.every_s for line in settings.poll for job in line.jobs() if job.target == target), 60.0)
-    async with open_bus(settings) as bus, open_desk(settings, secrets, bus) as desk:
+    async with open_bus(settings) as bus, open_desk(settings, secrets, bus, one_by_one=True) as desk:
         known, answer, commit = await once.ask_once(Job(target, every_s), desk)
     console = stdout()
     if args.raw:

@@ -8,7 +8,7 @@ double holds them; read here they are Decimal.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from json.encoder import encode_basestring
@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Row = dict[str, object]
 RowKind = Literal["baseline", "added", "changed", "removed", "appended"]
-NoticeKind = Literal["reset", "gap", "shape"]
 ResetReason = Literal["first", "new_day", "rollback", "declaration"]
 GapReason = Literal["stopped", "broker", "store", "window"]
 Mode = Literal["document", "keyed", "append"]
@@ -272,6 +271,3 @@ def _forget(rows: dict[str, Row], entry: Entry, catalogue: Catalogue) -> None:
     mine = [name for name in rows if name.startswith(f"{table.table}/")]
     for name in set(mine) - newest(mine, table.window):
         del rows[name]
-
-
-SessionAt = Callable[[datetime], str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -102,10 +102,16 @@ def without_password(url: str) -> str:
 
 @asynccontextmanager
 async def open_desk(
-    settings: Settings, secrets: Secrets, bus: Bus, *, timetable: Timetable | None = None, clock: Clock | None = None
+    settings: Settings, secrets: Secrets, bus: Bus, *, timetable: Timetable | None = None, one_by_one: bool = False
 ) -> AsyncIterator[Desk]:
-    """Everything a poll works with. `timetable` tells the trading day where it is not KRX's own calendar."""
-    clock = clock or Clock()
+    """Everything a poll works with. `timetable` tells the trading day where it is not KRX's own calendar.
+
+    With `one_by_one` a report is asked once a second at most: what is left of the real server's five beside a poller
+    that takes its four, so a person's question never gets the poller refused.
+    """
+    clock, limits = Clock(), settings.kiwoom.limits
+    if one_by_one:
+        limits = {name: replace(limit, requests=1) for name, limit in limits.items()}
     calendar = Calendar(closures=frozenset(settings.schedule.closed_days))
     always = settings.schedule.sessions == "always"
     prefix = settings.bus.prefix
@@ -113,7 +119,7 @@ async def open_desk(
         settings.kiwoom.url,
         secrets.app_key,
         secrets.secret_key,
-        gates=Gates(settings.kiwoom.limits, clock),
+        gates=Gates(limits, clock),
         redis=bus.redis,
         prefix=prefix,
         clock=clock,

@@ -80,6 +80,9 @@ async def check(args: Namespace) -> int:
     console.print(_plan_table(plan))
     if args.online:
         await _ask_everything(settings, jobs, console)
+    ending = settings.schedule.calendar.late_opens_end(Clock().now().astimezone(KST).date())
+    if ending:
+        console.print(f"[yellow]warning[/]: {ending}")
     console.print(f"[green]well[/]: {len(jobs)} targets against {settings.kiwoom.url}")
     return 0
 
@@ -164,7 +167,7 @@ async def ask(args: Namespace) -> int:
 async def show_status(args: Namespace) -> int:
     """Targets with their freshness; `--check` for health checks, `--watch` live."""
     settings = settings_of(args)
-    jobs, clock, calendar = settings.jobs(), Clock(), Calendar(frozenset(settings.schedule.closed_days))
+    jobs, clock, calendar = settings.jobs(), Clock(), settings.schedule.calendar
     timing = Timing(calendar, None if settings.schedule.sessions == "always" else calendar)
     async with open_bus(settings) as bus:
 

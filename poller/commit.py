@@ -21,7 +21,14 @@ from poller.trs.base import Append, Keyed, Table, Target
 MAX_CHANGES = 5_000
 """One poll is one script. 5,000 entries hold the server for some 30 ms, which other clients can bear."""
 
+SHORT_MISS = 2
+"""Up to so many scheduled intervals without a good poll are no gap: `observed_from` tells them."""
+
 Tables = dict[str, dict[str, Row]]
+
+
+SAME_KEYS: frozenset[ResetReason | None] = frozenset({"new_day", "rollback"})
+"""Resets at which the keys of a table should be about those that were stored."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def decide(target: Target, known: Known, seen: Seen) -> Commit:
     reason = _reset_reason(target, known, seen)
     before: Tables = {} if reason else known.rows
     after = {table.name: _settle(target, table, before, seen) for table in target.tr.tables}
-    hold = _hold(target, known, before, after, seen, reset=bool(reason))
+    hold = _hold(target, known, before, after, seen, reason)
     notices = _notices(target, known, seen, before)
     if hold is not None:  # rows wait for a second answer; that nobody looked for a while is told at once
         gaps = tuple(notice for notice in notices if notice[0] == "gap")
@@ -189,18 +196,18 @@ def is_unchanged(target: Target, known: Known, digest: str, trading_day: date) -
     )
 
 
-def gap_since(last_good: datetime, now: datetime, scheduled_s: float, every_s: float, reason: GapReason) -> Gap | None:
+def gap_since(last_good: datetime, now: datetime, scheduled_polls: float, reason: GapReason) -> Gap | None:
     """The gap to declare now: more than two scheduled intervals without a good poll; closed hours do not count.
 
     >>> from datetime import UTC, timedelta
     >>> noon = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
-    >>> gap = gap_since(noon, noon + timedelta(seconds=40), 40.0, 10.0, "broker")
+    >>> gap = gap_since(noon, noon + timedelta(seconds=40), 4.0, "broker")
     >>> gap and gap.polls_missed
     3
     """
-    if scheduled_s <= 2 * every_s:
+    if scheduled_polls <= SHORT_MISS:
         return None
-    return Gap(last_good, now, max(1, round(scheduled_s / every_s) - 1), reason)
+    return Gap(last_good, now, max(1, round(scheduled_polls) - 1), reason)
 
 
 @dataclass(frozen=True)
@@ -229,13 +236,19 @@ def _settle(target: Target, table: Table, before: Tables, seen: Seen) -> dict[st
     return settle(table, stored, lines, seen.reading.unread_keys[table.name] if stored else ())
 
 
-def _hold(target: Target, known: Known, before: Tables, after: Tables, seen: Seen, *, reset: bool) -> Hold | None:
-    """The hold this answer leads to, or None if it may be published."""
+def _hold(
+    target: Target, known: Known, before: Tables, after: Tables, seen: Seen, reason: ResetReason | None
+) -> Hold | None:
+    """The hold this answer leads to, or None if it may be published.
+
+    At a new day the rows are not compared, but a table that lost half of them overnight is doubted all the same.
+    """
+    compared = known.rows if reason in SAME_KEYS else before
     missing = {
-        table.name: missing_rows(table, before.get(table.name, {}), after[table.name]) for table in target.tr.tables
+        table.name: missing_rows(table, compared.get(table.name, {}), after[table.name]) for table in target.tr.tables
     }
-    if reset:  # at a reset there is nothing to compare with, but an empty table is as doubtful
-        missing = {t.name: ["*"] for t in target.tr.tables if isinstance(t, Keyed) and not after[t.name]}
+    if reason is not None:  # with nothing to compare it with, an empty table is as doubtful
+        missing |= {t.name: ["*"] for t in target.tr.tables if isinstance(t, Keyed) and not after[t.name]}
     missing = {name: keys for name, keys in missing.items() if keys}
     if not missing:
         return None

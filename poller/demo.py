@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from poller.contract import dumps
-from poller.session import Calendar, Session
+from poller.session import Calendar, Market, Session
 from poller.settings import Secrets
 from poller.simulator.clock import MarketClock, default_start
 
@@ -123,13 +123,13 @@ class MarketTimetable:
 
     clock: MarketClock
 
-    def trading_day_at(self, moment: datetime) -> date:
+    def trading_day_at(self, moment: datetime, market: Market = "KRX") -> date:
         """The market's trading day."""
-        return self.clock.calendar.trading_day_at(self.clock.at(moment))
+        return self.clock.calendar.trading_day_at(self.clock.at(moment), market)
 
-    def session_at(self, moment: datetime) -> Session:
+    def session_at(self, moment: datetime, market: Market = "KRX") -> Session:
         """The market's session."""
-        return self.clock.calendar.session_at(self.clock.at(moment))
+        return self.clock.calendar.session_at(self.clock.at(moment), market)
 
 
 class Pendulum:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from poller.session import Calendar, Moves, Timetable, polling_s, windows
+from poller.session import Calendar, Timetable, before_opening_s, next_evening, polling_s, windows
 from poller.trs.base import Target
 
 BACKOFF_CAP_S = 300.0
@@ -22,16 +22,25 @@ FIRST_MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """One target of the plan: how often it is asked, and how soon it gives way when memory is full."""
+    """One target of the plan: how often it is asked, and how soon it gives way when memory is full.
+
+    `off_hours_s` is the interval while its report does not move; None leaves it alone then.
+    """
 
     target: Target
     every_s: float
     priority: int = 1
+    off_hours_s: float | None = None
 
     @property
     def phase_s(self) -> float:
-        """Where on its grid the target stands: a stable hash."""
-        return zlib.crc32(str(self.target).encode()) / 2**32 * self.every_s
+        """Where on its grid the target stands."""
+        return self.share * self.every_s
+
+    @property
+    def share(self) -> float:
+        """The part of an interval by which the target's grid is shifted: a stable hash."""
+        return zlib.crc32(str(self.target).encode()) / 2**32
 
 
 def next_tick(every_s: float, phase_s: float, after: datetime) -> datetime:
@@ -59,20 +68,41 @@ class Timing:
     timetable: Timetable
     calendar: Calendar | None
 
-    def moves(self, job: Job) -> Moves | None:
-        """The hours in which the job is polled, None for all of them."""
-        return None if self.calendar is None else job.target.tr.moves
+    def before_opening(self, job: Job, moment: datetime) -> bool:
+        """Whether answers are not worth comparing at `moment`: on a trading day, before its market opens."""
+        return self.calendar is not None and self.calendar.before_opening(moment, job.target.moves.market)
 
     def due(self, job: Job, after: datetime) -> datetime:
-        """When to ask next: on the grid in the report's hours, once at their end, then at the next opening."""
+        """When to ask next.
+
+        On the grid in the report's hours, once at their end, once in the evening where it settles late, and at the
+        next opening; in between at the off-hours interval, if there is one, but for the hours before an opening.
+        """
         tick = next_tick(job.every_s, job.phase_s, after)
         if self.calendar is None:
             return tick
-        opens, closes = next(windows(job.target.tr.moves, self.calendar, after))
-        if tick < opens:
-            return opens + timedelta(seconds=min(job.phase_s, FIRST_MINUTE_S))
-        return min(tick, closes)
+        opens, closes = next(windows(job.target.moves, self.calendar, after))
+        due = [opens + timedelta(seconds=min(job.phase_s, FIRST_MINUTE_S)) if tick < opens else min(tick, closes)]
+        evening = next_evening(job.target.moves, self.calendar, after)
+        if evening is not None:
+            due.append(evening)
+        if job.off_hours_s is not None and after < opens:
+            off_hours = next_tick(job.off_hours_s, job.share * job.off_hours_s, after)
+            if not self.before_opening(job, off_hours):
+                due.append(off_hours)
+        return min(due)
 
-    def scheduled_s(self, job: Job, since: datetime, until: datetime) -> float:
-        """How much of a stretch of time was meant to be polled."""
-        return polling_s(self.moves(job), self.calendar or Calendar(), since, until)
+    def scheduled_polls(self, job: Job, since: datetime, until: datetime) -> float:
+        """How many intervals of polling a stretch of time was meant to have; closed hours count by `off_hours_s`.
+
+        The first polls at an opening and in the evening are extra: one that fails is no gap.
+        """
+        total_s = max(0.0, (until - since).total_seconds())
+        if self.calendar is None:
+            return total_s / job.every_s
+        moves = job.target.moves
+        in_hours_s = polling_s(moves, self.calendar, since, until)
+        if job.off_hours_s is None:
+            return in_hours_s / job.every_s
+        off_s = total_s - in_hours_s - before_opening_s(moves.market, self.calendar, since, until)
+        return in_hours_s / job.every_s + off_s / job.off_hours_s

@@ -15,7 +15,7 @@ import structlog
 
 from poller.broker import Answer, Broker
 from poller.clock import Clock
-from poller.commit import Commit, Known, Seen, decide, gap_since, is_unchanged, iso, unchanged
+from poller.commit import SHORT_MISS, Commit, Known, Seen, decide, gap_since, is_unchanged, iso, unchanged
 from poller.contract import GapReason
 from poller.errors import NotWhole
 from poller.grid import Job, Timing
@@ -45,6 +45,7 @@ class Watched:
 
     def __init__(self, job: Job, desk: Desk) -> None:
         self.job, self.target, self._desk = job, job.target, desk
+        self.market = job.target.moves.market
         self.known: Known | None = None
         self.failures = 0
         self.trouble: str | None = None
@@ -86,7 +87,7 @@ class Watched:
     async def ask(self, known: Known, due: datetime) -> Answer:
         """The broker's whole answer; of a sliding window, the pages back to the newest row that we have of this day."""
         clock, newest = self._desk.clock, dict[str, str]()
-        same_day = known.trading_day == self._desk.timing.timetable.trading_day_at(clock.now())
+        same_day = known.trading_day == self._desk.timing.timetable.trading_day_at(clock.now(), self.market)
         if same_day and known.revision == self.target.tr.revision and not known.rolled_back:
             for table in self.target.tr.tables:
                 if isinstance(table, Append) and known.rows.get(table.name):
@@ -100,16 +101,17 @@ class Watched:
 
         Raises NotWhole or SkipTarget.
         """
-        timetable, (asked_at, now) = self._desk.timing.timetable, asked
-        session, trading_day = timetable.session_at(now), timetable.trading_day_at(now)
-        before_opening = session == "pre" and self._desk.timing.calendar is not None
-        if before_opening or timetable.trading_day_at(asked_at) != trading_day:
+        timing, (asked_at, now) = self._desk.timing, asked
+        session = timing.timetable.session_at(now, self.market)
+        trading_day = timing.timetable.trading_day_at(now, self.market)
+        day_turned = timing.timetable.trading_day_at(asked_at, self.market) != trading_day
+        if day_turned or timing.before_opening(self.job, now):
             # yesterday's rows, or the new day's zeros: not compared, so the last good poll stays where it was
             return unchanged(self.target, known, known.last_good, epoch)
         gap = None
         if known.last_good is not None and known.revision:
-            scheduled_s = self._desk.timing.scheduled_s(self.job, known.last_good, now)
-            gap = gap_since(known.last_good, now, scheduled_s, self.job.every_s, self.gap_reason)
+            scheduled_polls = timing.scheduled_polls(self.job, known.last_good, now)
+            gap = gap_since(known.last_good, now, scheduled_polls, self.gap_reason)
         if gap is None and is_unchanged(self.target, known, answer.digest, trading_day):
             return unchanged(self.target, known, now, epoch)
         try:
@@ -138,8 +140,8 @@ class Watched:
         """The last good poll, if a gap would be declared now."""
         if self.known is None or self.known.last_good is None:
             return None
-        scheduled_s = self._desk.timing.scheduled_s(self.job, self.known.last_good, now)
-        return self.known.last_good if scheduled_s > 2 * self.job.every_s else None
+        scheduled_polls = self._desk.timing.scheduled_polls(self.job, self.known.last_good, now)
+        return self.known.last_good if scheduled_polls > SHORT_MISS else None
 
     def _tell(self, commit: Commit, known: Known, seq: int) -> None:
         hold = commit.known.hold

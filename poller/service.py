@@ -18,7 +18,7 @@ from poller.gate import Gates
 from poller.grid import Timing
 from poller.poll import Desk
 from poller.quarantine import Quarantine
-from poller.session import Calendar, Timetable
+from poller.session import Timetable
 from poller.settings import ConfigError, Secrets, Settings
 from poller.store import Store, StoreDown, UnfitStore, connect
 
@@ -112,7 +112,7 @@ async def open_desk(
     clock, limits = Clock(), settings.kiwoom.limits
     if one_by_one:
         limits = {name: replace(limit, requests=1) for name, limit in limits.items()}
-    calendar = Calendar(closures=frozenset(settings.schedule.closed_days))
+    calendar = settings.schedule.calendar
     always = settings.schedule.sessions == "always"
     prefix = settings.bus.prefix
     broker = Broker(

@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -29,6 +29,7 @@ from pydantic import (
 from poller.budget import MOCK_PERIOD_S, REAL_LIMIT, Limit
 from poller.catalogue import CATALOGUE, tr_named
 from poller.grid import Job
+from poller.session import LATE_OPENS, Calendar, Hours
 from poller.trs.base import BadRequest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -72,7 +73,24 @@ def size_bytes(given: object) -> int:
     return int(match[1]) * SIZE_BYTES[match[2]]
 
 
+def opening_hours(given: object) -> Hours:
+    """The hours of a regular session in a text such as "10:00-16:30".
+
+    >>> opening_hours("10:00-16:30").opens
+    datetime.time(10, 0)
+    """
+    match = re.fullmatch(r"(\d\d:\d\d)-(\d\d:\d\d)", given.strip()) if isinstance(given, str) else None
+    try:
+        hours = Hours(time.fromisoformat(match[1]), time.fromisoformat(match[2])) if match else None
+    except ValueError:
+        hours = None
+    if hours is None or hours.opens >= hours.closes:
+        raise ValueError(f'{given!r} are not opening hours; write them like "10:00-16:30"')
+    return hours
+
+
 DurationS = Annotated[float, BeforeValidator(duration_s)]
+OpeningHours = Annotated[Hours, BeforeValidator(opening_hours)]
 SizeBytes = Annotated[int, BeforeValidator(size_bytes)]
 
 
@@ -107,10 +125,27 @@ class KiwoomSettings(_Section):
 
 
 class ScheduleSettings(_Section):
-    """When to poll."""
+    """When to poll, and what the calendar does not know: closed and open days, and days that open late."""
 
     sessions: Literal["market", "always"] = "market"
     closed_days: list[date] = []
+    open_days: list[date] = []
+    late_opens: dict[date, OpeningHours] = {}
+
+    @model_validator(mode="after")
+    def _no_day_twice(self) -> ScheduleSettings:
+        for day in sorted({*self.closed_days} & {*self.open_days}):
+            raise ValueError(f"{day} stands in closed_days and in open_days: leave it out of one")
+        return self
+
+    @property
+    def calendar(self) -> Calendar:
+        """The trading days and hours, with what is configured added."""
+        return Calendar(
+            closures=frozenset(self.closed_days),
+            late_opens=LATE_OPENS | self.late_opens,
+            open_days=frozenset(self.open_days),
+        )
 
 
 class BusSettings(_Section):
@@ -134,12 +169,15 @@ class PollSettings(_Section):
     tr: str
     target: dict[str, object]
     every: DurationS
+    off_hours: DurationS | None = None
     priority: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _sensible(self) -> PollSettings:
         if self.every < 1:
             raise ValueError('every is at least "1s"')
+        if self.off_hours is not None and self.off_hours < self.every:
+            raise ValueError("off_hours is at least as long as every: nothing moves then")
         self.jobs()
         return self
 
@@ -153,7 +191,7 @@ class PollSettings(_Section):
         if [] in choices:
             raise BadRequest(f"{names[choices.index([])]} is an empty list: give a value, or leave it out")
         targets = [tr.target(dict(zip(names, values, strict=True))) for values in itertools.product(*choices)]
-        return [Job(target, self.every, self.priority) for target in targets]
+        return [Job(target, self.every, self.priority, self.off_hours) for target in targets]
 
 
 class Settings(_Section):

@@ -14,7 +14,9 @@ environment = "{environment}"        # "real" or "mock"; for `sectorwire simulat
 
 [schedule]
 sessions = "market"           # poll when the market moves; "always" polls around the clock
-# closed_days = [2026-12-31]  # days on which KRX is closed though no public calendar says so
+# closed_days = [2026-12-31]  # days on which the exchanges are closed though no public calendar says so
+# open_days = []              # the reverse
+# late_opens = {{ "2028-01-03" = "10:00-15:30" }}   # days that open late; those up to 2027 are known
 
 [bus]
 # url = "redis://127.0.0.1:6379/0"   # leave out for a server of our own, kept under [data] dir; REDIS_URL overrides
@@ -51,6 +53,7 @@ path = "data/archive"         # Delta Lake tables, one per report table
 tr = "ka20003"
 target = {{ inds_cd = ["001", "101"] }}
 every = "{every_indices}"
+# off_hours = "30m"           # ask now and then while the market is shut, too; left out: not at all
 priority = 1                  # who pauses first when memory is full: the highest number
 
 [[poll]]                      # 업종현재가: one sector with its ten-second trail

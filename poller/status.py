@@ -105,7 +105,7 @@ async def read_status(
 
 def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> TargetStatus:
     last_good, next_due = _moment(state.get("last_good")), _moment(state.get("next_due"))
-    overdue_s = timing.scheduled_s(job, last_good, now) if last_good else 0.0
+    missed = timing.scheduled_polls(job, last_good, now) - GRACE_S / job.every_s if last_good else 0.0
     return TargetStatus(
         target=str(job.target),
         label=job.target.label,
@@ -116,7 +116,7 @@ def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> T
         last_error=state.get("last_error", ""),
         gap=state.get("gap", ""),
         hold=state.get("hold", ""),
-        stale=last_good is None or overdue_s > STALE_INTERVALS * job.every_s + GRACE_S,
+        stale=last_good is None or missed > STALE_INTERVALS,
     )
 
 

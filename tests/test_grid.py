@@ -83,10 +83,10 @@ def test_pauses_grow_with_the_failures_and_spread_over_their_whole_range():
 def test_a_poll_is_due_ahead_and_in_the_reports_hours(after: datetime):
     for job in (INDICES, SLOW):
         due = MARKET.due(job, after)
-        opens, closes = job.target.tr.moves.window(due.astimezone(KST).date(), CALENDAR)
+        opens, closes = job.target.moves.window(due.astimezone(KST).date(), CALENDAR)
 
         assert due > after - MICROSECOND
-        assert opens <= due <= closes
+        assert opens <= due <= closes or due == job.target.moves.evening_at(due.astimezone(KST).date(), CALENDAR)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_a_poll_is_due_ahead_and_in_the_reports_hours(after: datetime):
     [
         ("2026-11-23T12:00:00", "2026-11-23T12:00:00", "2026-11-23T12:00:10"),
         ("2026-11-23T07:00:00", "2026-11-23T09:00:00", "2026-11-23T09:00:10"),
-        ("2026-11-23T15:40:00", "2026-11-24T09:00:00", "2026-11-24T09:00:10"),
-        ("2026-11-20T18:00:00", "2026-11-23T09:00:00", "2026-11-23T09:00:10"),
-        ("2026-11-18T18:00:00", "2026-11-19T10:00:00", "2026-11-19T10:00:10"),
-        ("2026-12-30T18:00:00", "2027-01-04T10:00:00", "2027-01-04T10:00:10"),
+        ("2026-11-23T18:10:00", "2026-11-24T09:00:00", "2026-11-24T09:00:10"),
+        ("2026-11-20T19:00:00", "2026-11-23T09:00:00", "2026-11-23T09:00:10"),
+        ("2026-11-18T19:00:00", "2026-11-19T10:00:00", "2026-11-19T10:00:10"),
+        ("2026-12-30T19:00:00", "2027-01-04T10:00:00", "2027-01-04T10:00:10"),
     ],
 )
 def test_outside_its_hours_a_report_waits_for_the_opening(after: str, earliest: str, latest: str):
@@ -112,7 +112,7 @@ def test_the_last_poll_of_a_day_is_at_the_end_of_the_hours():
 
 def test_at_the_opening_every_target_is_asked_within_a_minute():
     for every_s in (10.0, 600.0, 3600.0):
-        due = MARKET.due(Job(SLOW.target, every_s), kst("2026-11-20T18:00"))
+        due = MARKET.due(Job(SLOW.target, every_s), kst("2026-11-20T19:00"))
         assert kst("2026-11-23T09:00:00") <= due <= kst("2026-11-23T09:01:00")
 
 
@@ -120,15 +120,57 @@ def test_around_the_clock_only_the_grid_counts():
     sunday = kst("2026-11-22T03:00:00")
 
     assert ALWAYS.due(INDICES, sunday) == next_tick(10.0, INDICES.phase_s, sunday)
-    assert ALWAYS.moves(INDICES) is None
-    assert MARKET.moves(INDICES) is INDICES.target.tr.moves
+
+
+def test_after_the_close_an_index_is_asked_once_more_in_the_evening():
+    assert MARKET.due(INDICES, kst("2026-11-23T15:40:00")) == kst("2026-11-23T18:10:00")
+    assert MARKET.due(INDICES, kst("2026-11-19T16:40:00")) == kst("2026-11-19T19:10:00")
+
+
+NOW_AND_THEN = Job(INDICES.target, 10.0, off_hours_s=1800.0)
+
+
+def test_off_hours_polls_fill_the_time_between_close_and_midnight_but_not_the_hours_before_an_opening():
+    """What is served before an opening is never compared, so nobody asks for it."""
+    saturday, monday = kst("2026-11-21T12:00:00"), kst("2026-11-23T00:00:00")
+
+    assert MARKET.due(NOW_AND_THEN, saturday) <= saturday + timedelta(seconds=1800)
+    assert kst("2026-11-23T09:00:00") <= MARKET.due(NOW_AND_THEN, monday) <= kst("2026-11-23T09:00:10")
+    assert MARKET.due(NOW_AND_THEN, kst("2026-11-23T12:00:00")) <= kst("2026-11-23T12:00:10")
+
+
+@given(moments)
+def test_off_hours_or_not_the_hours_are_polled_alike(after: datetime):
+    with_it, without = MARKET.due(NOW_AND_THEN, after), MARKET.due(INDICES, after)
+
+    assert after < with_it <= without
+    assert with_it == without or not MARKET.before_opening(INDICES, with_it)
+
+
+def test_a_stock_on_nxt_is_asked_from_its_own_opening_on():
+    nxt = Job(target("ka20002", inds_cd="013", stex_tp="2"), 60.0)
+    unified = Job(target("ka20002", inds_cd="013", stex_tp="3"), 60.0)
+    midnight = kst("2026-11-23T00:00:00")
+
+    assert kst("2026-11-23T08:00:00") <= MARKET.due(nxt, midnight) <= kst("2026-11-23T08:01:00")
+    assert kst("2026-11-23T09:00:00") <= MARKET.due(unified, midnight) <= kst("2026-11-23T09:01:00")
+    assert MARKET.before_opening(unified, kst("2026-11-23T08:30:00"))
+    assert not MARKET.before_opening(nxt, kst("2026-11-23T08:30:00"))
 
 
 def test_only_hours_that_were_meant_to_be_polled_can_be_missed():
     friday, monday = kst("2026-11-20T15:39:00"), kst("2026-11-23T09:01:00")
 
-    assert MARKET.scheduled_s(INDICES, friday, monday) == 120
-    assert ALWAYS.scheduled_s(INDICES, friday, monday) == (monday - friday).total_seconds()
+    assert MARKET.scheduled_polls(INDICES, friday, monday) == 12
+    assert ALWAYS.scheduled_polls(INDICES, friday, monday) == (monday - friday).total_seconds() / 10
+    assert MARKET.scheduled_polls(INDICES, monday, friday) == 0
+
+
+def test_off_hours_count_by_their_own_interval():
+    friday, monday = kst("2026-11-20T15:39:00"), kst("2026-11-23T09:01:00")
+    closed_hours = (24 - 15 - 40 / 60) + 48  # to midnight, and the weekend
+
+    assert MARKET.scheduled_polls(NOW_AND_THEN, friday, monday) == pytest.approx(12 + closed_hours * 2)
 
 
 @given(intervals, st.floats(0, 1, exclude_max=True), moments)

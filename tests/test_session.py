@@ -13,11 +13,17 @@ from poller.session import (
     INDEX_HOURS,
     KST,
     LATE_OPENS,
+    NXT_HOURS,
     STOCK_HOURS,
+    UNIFIED_HOURS,
     USUAL,
     Calendar,
     Hours,
+    Market,
     Moves,
+    Session,
+    before_opening_s,
+    next_evening,
     polling_s,
     windows,
 )
@@ -26,7 +32,8 @@ CALENDAR = Calendar()
 MONDAY = date(2026, 11, 23)
 FRIDAY_BEFORE = date(2026, 11, 20)
 EXAM_THURSDAY = date(2026, 11, 19)
-EVERY_MOVES = [INDEX_HOURS, FLOW_HOURS, STOCK_HOURS]
+EVERY_MOVES = [INDEX_HOURS, FLOW_HOURS, STOCK_HOURS, NXT_HOURS, UNIFIED_HOURS]
+MARKETS: tuple[Market, ...] = ("KRX", "NXT")
 moments = st.datetimes(datetime(2025, 12, 1), datetime(2027, 11, 30), timezones=st.just(KST))  # noqa: DTZ001 - KST is added
 
 
@@ -67,6 +74,30 @@ def test_a_closure_that_no_list_knows_can_be_added():
     assert not calendar.is_trading_day(MONDAY)
     assert calendar.session_at(at(MONDAY, "10:00")) == "closed"
     assert calendar.next_trading_day(FRIDAY_BEFORE) == MONDAY + timedelta(days=1)
+
+
+def test_a_day_that_trades_though_the_lists_say_no_can_be_added():
+    calendar = Calendar(open_days=frozenset({date(2026, 12, 31)}))
+
+    assert calendar.is_trading_day(date(2026, 12, 31))
+    assert not CALENDAR.is_trading_day(date(2026, 12, 31))
+
+
+DAYS_PER_MONTH = {
+    2025: [18, 20, 20, 22, 19, 19, 23, 20, 22, 18, 20, 21],
+    2026: [21, 17, 21, 22, 18, 21, 22, 20, 20, 20, 21, 21],
+    2027: [20, 18, 22, 22, 18, 22, 21, 21, 19, 19, 22, 21],
+}
+"""Weekdays less the holidays of the law, counted by hand against the lists of 2025 to 2027."""
+
+
+@pytest.mark.parametrize("year", DAYS_PER_MONTH)
+def test_every_month_has_its_number_of_trading_days(year: int):
+    days = [date(year, 1, 1) + timedelta(days=n) for n in range(365)]
+
+    counts = [sum(CALENDAR.is_trading_day(day) for day in days if day.month == month) for month in range(1, 13)]
+
+    assert counts == DAYS_PER_MONTH[year]
 
 
 # --- hours
@@ -123,6 +154,82 @@ def test_every_minute_of_a_week_is_in_exactly_the_session_that_the_hours_say():
             assert CALENDAR.session_at(moment.astimezone(UTC)) == expected, moment
 
 
+NXT_DAY = [
+    ("00:00", "closed"),
+    ("08:00", "pre"),
+    ("09:00:30", "regular"),
+    ("15:20", "closing"),
+    ("15:40", "after"),
+    ("20:00", "closed"),
+]
+NXT_EXAM_DAY = [
+    ("00:00", "closed"),
+    ("10:00", "regular"),
+    ("16:20", "closing"),
+    ("16:30", "after"),
+    ("20:00", "closed"),
+]
+NXT_FIRST_DAY = [
+    ("00:00", "closed"),
+    ("10:00", "regular"),
+    ("15:20", "closing"),
+    ("15:40", "after"),
+    ("20:00", "closed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("day", "plan"), [(MONDAY, NXT_DAY), (EXAM_THURSDAY, NXT_EXAM_DAY), (date(2027, 1, 4), NXT_FIRST_DAY)]
+)
+def test_nxt_has_hours_of_its_own(day: date, plan: list[tuple[str, str]]):
+    """An hour of pre-market that the late days do not have, and a main market that ends before KRX's auction."""
+    for half_minute in range(24 * 120):
+        moment = at(day, "00:00") + timedelta(seconds=30 * half_minute)
+        expected = [session for begins, session in plan if at(day, begins) <= moment][-1]
+        assert CALENDAR.session_at(moment, "NXT") == expected, moment
+
+
+@pytest.mark.parametrize("market", MARKETS)
+@pytest.mark.parametrize("year", DAYS_PER_MONTH)
+def test_in_a_whole_year_sessions_follow_each_other_in_order_and_never_overlap(year: int, market: Market):
+    """Every instant is in exactly one: the borders of a day rise, and begin and end with the closed market."""
+    order: list[Session] = ["closed", "pre", "regular", "closing", "after"]
+    for day in (date(year, 1, 1) + timedelta(days=n) for n in range(365)):
+        midnight = at(day, "00:00")
+        seen = [CALENDAR.session_at(midnight + timedelta(minutes=5 * n), market) for n in range(288)]
+        changes = [now for before, now in zip(["", *seen], seen, strict=False) if before != now]
+        if not CALENDAR.is_trading_day(day):
+            assert changes == ["closed"], day
+        else:
+            late_nxt = market == "NXT" and day in LATE_OPENS
+            assert changes == [*(word for word in order if not (late_nxt and word == "pre")), "closed"], day
+
+
+def test_the_evening_grew_longer_with_the_after_market_of_2026():
+    friday, monday = date(2026, 9, 11), date(2026, 9, 14)
+
+    assert [CALENDAR.session_at(at(day, "18:30")) for day in (friday, monday)] == ["closed", "after"]
+    assert [CALENDAR.session_at(at(day, "18:30"), "NXT") for day in (friday, monday)] == ["after", "after"]
+    assert STOCK_HOURS.window(friday, CALENDAR)[1] == at(friday, "18:00")
+
+
+@pytest.mark.parametrize(
+    ("today", "warned"), [("2027-10-31", False), ("2027-11-01", True), ("2027-12-31", True), ("2028-03-01", True)]
+)
+def test_the_end_of_the_late_openings_is_told_sixty_days_before(today: str, *, warned: bool):
+    told = CALENDAR.late_opens_end(date.fromisoformat(today))
+
+    assert (told is not None) == warned
+    assert not told or ("2027-12-31" in told and "2028-01-03" in told and "[schedule]" in told)
+
+
+def test_who_adds_the_next_late_openings_is_not_warned():
+    calendar = Calendar(late_opens={**LATE_OPENS, date(2028, 1, 3): Hours(time(10), time(15, 30))})
+
+    assert calendar.late_opens_end(date(2027, 12, 1)) is None
+    assert calendar.opens_at(date(2028, 1, 3)) == at(date(2028, 1, 3), "10:00")
+
+
 @pytest.mark.parametrize(
     ("clock", "session"),
     [("08:59:59.999999", "pre"), ("15:29:59.999999", "regular"), ("15:39:59.999999", "closing"), ("19:59:59", "after")],
@@ -164,12 +271,29 @@ def test_the_trading_day_turns_at_the_opening(moment: datetime, day: date):
     assert CALENDAR.trading_day_at(moment.astimezone(UTC)) == day
 
 
-@given(moments)
-def test_a_trading_day_is_one_that_opened_and_no_later_one_did(moment: datetime):
-    day = CALENDAR.trading_day_at(moment)
+@given(moments, st.sampled_from(MARKETS))
+def test_a_trading_day_is_one_that_opened_and_no_later_one_did(moment: datetime, market: Market):
+    day = CALENDAR.trading_day_at(moment, market)
 
     assert CALENDAR.is_trading_day(day)
-    assert CALENDAR.opens_at(day) <= moment < CALENDAR.opens_at(CALENDAR.next_trading_day(day))
+    assert CALENDAR.opens_at(day, market) <= moment < CALENDAR.opens_at(CALENDAR.next_trading_day(day), market)
+
+
+@pytest.mark.parametrize(
+    ("moment", "krx", "nxt"),
+    [
+        (at(MONDAY, "00:00"), True, True),
+        (at(MONDAY, "07:59:59"), True, True),
+        (at(MONDAY, "08:00"), True, False),
+        (at(MONDAY, "09:00"), False, False),
+        (at(MONDAY, "23:59"), False, False),
+        (at(date(2026, 11, 22), "08:00"), False, False),
+        (at(EXAM_THURSDAY, "09:59"), True, True),
+        (at(EXAM_THURSDAY, "10:00"), False, False),
+    ],
+)
+def test_from_midnight_to_the_opening_a_trading_day_has_not_begun(moment: datetime, *, krx: bool, nxt: bool):
+    assert [CALENDAR.before_opening(moment, market) for market in MARKETS] == [krx, nxt]
 
 
 # --- polling hours
@@ -185,6 +309,10 @@ def test_a_trading_day_is_one_that_opened_and_no_later_one_did(moment: datetime)
         (FLOW_HOURS, EXAM_THURSDAY, "10:00", "19:10"),
         (STOCK_HOURS, EXAM_THURSDAY, "10:00", "20:00"),
         (INDEX_HOURS, date(2027, 1, 4), "10:00", "15:40"),
+        (NXT_HOURS, MONDAY, "08:00", "20:00"),
+        (NXT_HOURS, EXAM_THURSDAY, "10:00", "20:00"),
+        (UNIFIED_HOURS, MONDAY, "09:00", "20:00"),
+        (UNIFIED_HOURS, date(2026, 9, 11), "09:00", "20:00"),
     ],
 )
 def test_a_report_is_asked_while_it_moves(moves: Moves, day: date, opens: str, closes: str):
@@ -194,8 +322,17 @@ def test_a_report_is_asked_while_it_moves(moves: Moves, day: date, opens: str, c
 @pytest.mark.parametrize("moves", EVERY_MOVES, ids=lambda moves: moves.label)
 def test_a_label_says_the_usual_hours(moves: Moves):
     opens, closes = moves.window(MONDAY, CALENDAR)
+    evening = moves.evening_at(MONDAY, CALENDAR)
 
-    assert moves.label == f"{opens:%H:%M}-{closes:%H:%M}"
+    assert moves.label == f"{opens:%H:%M}-{closes:%H:%M}" + (f", {evening:%H:%M}" if evening else "")
+
+
+def test_what_settles_late_is_asked_once_in_the_evening():
+    """The marker rows of ka20001 may change until 18:00."""
+    assert next_evening(INDEX_HOURS, CALENDAR, at(MONDAY, "12:00")) == at(MONDAY, "18:10")
+    assert next_evening(INDEX_HOURS, CALENDAR, at(MONDAY, "18:10")) == at(date(2026, 11, 24), "18:10")
+    assert next_evening(INDEX_HOURS, CALENDAR, at(date(2026, 11, 18), "20:00")) == at(EXAM_THURSDAY, "19:10")
+    assert next_evening(FLOW_HOURS, CALENDAR, at(MONDAY, "12:00")) is None
 
 
 def test_the_next_window_skips_nights_weekends_and_holidays():
@@ -230,9 +367,18 @@ def test_closed_hours_do_not_count(start: datetime, end: datetime, minutes: int)
     assert polling_s(INDEX_HOURS, CALENDAR, start, end) == minutes * 60
 
 
-def test_around_the_clock_every_second_counts():
-    assert polling_s(None, CALENDAR, at(FRIDAY_BEFORE, "12:00"), at(MONDAY, "12:00")) == 3 * 86_400
-    assert polling_s(None, CALENDAR, at(MONDAY, "12:00"), at(FRIDAY_BEFORE, "12:00")) == 0
+@pytest.mark.parametrize(
+    ("start", "end", "hours"),
+    [
+        (at(FRIDAY_BEFORE, "12:00"), at(MONDAY, "12:00"), 9),
+        (at(FRIDAY_BEFORE, "03:00"), at(FRIDAY_BEFORE, "05:00"), 2),
+        (at(FRIDAY_BEFORE, "08:00"), at(MONDAY, "01:00"), 2),
+        (at(MONDAY, "12:00"), at(MONDAY, "13:00"), 0),
+        (at(EXAM_THURSDAY, "00:00"), at(FRIDAY_BEFORE, "00:00"), 10),
+    ],
+)
+def test_the_hours_before_an_opening_are_counted(start: datetime, end: datetime, hours: int):
+    assert before_opening_s("KRX", CALENDAR, start, end) == hours * 3600
 
 
 @given(st.lists(moments, min_size=3, max_size=3).map(sorted), st.sampled_from(EVERY_MOVES))

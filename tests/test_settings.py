@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,43 @@ def refused(path: Path, environ: dict[str, str] | None = None) -> str:
     assert "\n" not in message
     assert "pydantic" not in message
     return message.removeprefix(f"{path}: ")
+
+
+# --- the calendar
+
+
+def test_the_calendar_takes_what_the_lists_do_not_know(write):
+    schedule = """[schedule]
+closed_days = [2026-12-30]
+open_days = [2026-12-31]
+late_opens = { "2028-01-03" = "10:00-15:30" }
+"""
+    calendar = load_settings(write(schedule + A_POLL), {}).schedule.calendar
+
+    assert not calendar.is_trading_day(date(2026, 12, 30))
+    assert calendar.is_trading_day(date(2026, 12, 31))
+    assert calendar.hours(date(2028, 1, 3)) == (time(10), time(15, 30))
+    assert calendar.hours(date(2026, 11, 19)) == (time(10), time(16, 30))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('late_opens = { "2028-01-03" = "10:00" }', '"10:00-16:30"'),
+        ('late_opens = { "2028-01-03" = "16:00-10:00" }', "are not opening hours"),
+        ('late_opens = { "2028-01-03" = "25:00-26:00" }', "are not opening hours"),
+        ("closed_days = [2026-12-31]\nopen_days = [2026-12-31]", "2026-12-31 stands in closed_days and in open_days"),
+    ],
+)
+def test_a_calendar_that_makes_no_sense_is_refused(write, line: str, told: str):
+    assert told in refused(write(f"[schedule]\n{line}\n{A_POLL}"))
+
+
+def test_off_hours_have_an_interval_of_their_own(write):
+    (job,) = load_settings(write(A_POLL + 'off_hours = "30m"\n'), {}).jobs()
+
+    assert (job.every_s, job.off_hours_s) == (10.0, 1800.0)
+    assert "at least as long as every" in refused(write(A_POLL + 'off_hours = "5s"\n'))
 
 
 # --- the plan

@@ -116,6 +116,7 @@ class Element:
 class TR:
     """One report of the broker, as declared in its file.
 
+    `moves` says when the report moves, `moves_for` when it does for a request that names another exchange.
     `complete` fills in elements that follow from others, and raises BadRequest where they contradict. `pages` is how
     many pages a whole answer usually takes, `max_pages` where a walk is given up. `revision` goes up with every change
     of fields, keys, modes or scales.
@@ -128,6 +129,7 @@ class TR:
     moves: Moves
     revision: int
     path: str = "/api/dostk/sect"
+    moves_for: Callable[[Request], Moves | None] = lambda request: None
     complete: Callable[[dict[str, object]], dict[str, object]] = dict
     pages: Callable[[Request], int] = lambda request: 1
     max_pages: int = 1
@@ -175,6 +177,11 @@ class Target:
     def label(self) -> str:
         """What a person calls the target, such as its sector's name."""
         return self.tr.target_label(self.request) or self.query
+
+    @property
+    def moves(self) -> Moves:
+        """When the report moves for this target."""
+        return self.tr.moves_for(self.request) or self.tr.moves
 
     @property
     def pages(self) -> int:

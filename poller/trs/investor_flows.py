@@ -12,7 +12,7 @@ from decimal import Decimal
 from poller.session import FLOW_HOURS
 from poller.trs.base import TR, Element, Keyed, Request, Row
 from poller.trs.fields import Amount, Change, Code, Direction, Level, Percent, Quantity, Text, Value, Variant
-from poller.trs.requests import EXCHANGE
+from poller.trs.requests import EXCHANGE, exchange_hours
 
 HUNDREDTHS = Decimal("0.01")
 IN_SHARES = {"amt_qty_tp": "1"}
@@ -93,6 +93,7 @@ INVESTOR_FLOWS = TR(
         ),
     ),
     moves=FLOW_HOURS,
+    moves_for=exchange_hours,
     revision=1,
     target_label=flows_label,
     max_pages=3,

@@ -4,8 +4,8 @@ The surprises: most fields are empty most of the time, no unit is documented any
 does not add up. So the names claim no unit, and no identity is enforced.
 """
 
-from poller.session import STOCK_HOURS
-from poller.trs.base import TR, Document, Element, Row
+from poller.session import NXT_HOURS, STOCK_HOURS, UNIFIED_HOURS, Moves
+from poller.trs.base import TR, Document, Element, Request, Row
 from poller.trs.fields import Amount, Quantity
 
 
@@ -21,6 +21,11 @@ STOCK = Element(
     pattern="[0-9A-Z]{6}(_NX|_AL)?",
     hint=_bare_code,
 )
+
+
+def suffix_hours(request: Request) -> Moves | None:
+    """When the answer moves for a stock on NXT, or on both exchanges; None for KRX alone."""
+    return {"NX": NXT_HOURS, "AL": UNIFIED_HOURS}.get(request["stk_cd"].partition("_")[2])
 
 
 class ProgramTrading(Row):
@@ -58,6 +63,7 @@ PROGRAM_TRADING = TR(
         ),
     ),
     moves=STOCK_HOURS,
+    moves_for=suffix_hours,
     revision=1,
     target_label=lambda request: request["stk_cd"],
 )

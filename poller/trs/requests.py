@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poller.sectors import SECTORS, market_of
+from poller.session import NXT_HOURS, UNIFIED_HOURS, Moves
 from poller.trs.base import BadRequest, Element, Request
 
 
@@ -23,6 +24,11 @@ SECTOR = Element(
 )
 WHOLE_MARKET = Element("inds_cd", "업종코드", {"001": "종합(KOSPI)", "101": "종합(KOSDAQ)"}, hint=_three_digits)
 EXCHANGE = Element("stex_tp", "거래소구분", {"1": "KRX", "2": "NXT", "3": "통합"})
+
+
+def exchange_hours(request: Request) -> Moves | None:
+    """When the answer to a request moves that asks for NXT, or for both exchanges; None for KRX alone."""
+    return {"2": NXT_HOURS, "3": UNIFIED_HOURS}.get(request["stex_tp"])
 
 
 def with_market(values: dict[str, object]) -> dict[str, object]:

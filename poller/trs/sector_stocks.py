@@ -7,7 +7,7 @@ trade has prices of 0, which are no prices, and the ask is called `sel_bid`.
 from poller.session import STOCK_HOURS
 from poller.trs.base import TR, Keyed, Request, Row
 from poller.trs.fields import Change, Code, Direction, Level, Percent, Quantity, Text
-from poller.trs.requests import EXCHANGE, MARKET_OF_SECTOR, SECTOR, sector_label, with_market
+from poller.trs.requests import EXCHANGE, MARKET_OF_SECTOR, SECTOR, exchange_hours, sector_label, with_market
 
 
 class SectorStock(Row):
@@ -50,6 +50,7 @@ SECTOR_STOCKS = TR(
         ),
     ),
     moves=STOCK_HOURS,
+    moves_for=exchange_hours,
     revision=1,
     complete=with_market,
     pages=usual_pages,

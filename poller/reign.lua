@@ -1,15 +1,18 @@
 -- Put a leader's fence into one TR, and begin an epoch no entry has ever carried.
 --
 -- KEYS  meta
--- ARGV  token, nonce, now in milliseconds
--- Returns {verdict, epoch as text}: ok | fenced | type
+-- ARGV  token, nonce, now in milliseconds, revision of the TR's declaration
+-- Returns {verdict, epoch or revision as text}: ok epoch | fenced epoch | newer revision | type
 
 local found = redis.call('TYPE', KEYS[1]).ok
 if found ~= 'hash' and found ~= 'none' then
   return {'type', '0'}
 end
 local token, nonce = tonumber(ARGV[1]), ARGV[2]
-local reign = redis.call('HMGET', KEYS[1], 'fence', 'epoch')
+local reign = redis.call('HMGET', KEYS[1], 'fence', 'epoch', 'revision')
+if tonumber(reign[3] or '0') > tonumber(ARGV[4]) then
+  return {'newer', reign[3]}
+end
 local mine = ARGV[1] .. ':' .. nonce
 local stored_token = tonumber(string.match(reign[1] or '0', '^%d+'))
 if stored_token > token or (stored_token == token and reign[1] ~= mine) then
@@ -17,5 +20,5 @@ if stored_token > token or (stored_token == token and reign[1] ~= mine) then
 end
 local epoch = math.max(tonumber(ARGV[3]), tonumber(reign[2] or '0') + 1)
 local text = string.format('%.0f', epoch)
-redis.call('HSET', KEYS[1], 'fence', mine, 'epoch', text)
+redis.call('HSET', KEYS[1], 'fence', mine, 'epoch', text, 'revision', ARGV[4])
 return {'ok', text}

@@ -19,6 +19,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -162,12 +163,9 @@ class Store:
         tr = target.tr.code
         state = await self._ask(self.redis.hgetall(self.keys.of(tr, "state", target.query)))
         if int(state.get("revision") or 0) > target.tr.revision:
-            raise UnfitStore(
-                f"{target} was written with revision {state['revision']} of {tr}, this program knows "
-                f"{target.tr.revision}: upgrade sectorwire"
-            )
+            raise _too_old(target.tr, state["revision"])
         rows = await self._ask(self.redis.hgetall(self.keys.of(tr, "snapshot", target.query)))
-        return _known(state, rows)
+        return known_of(target, state, rows)
 
     async def commit(self, commit: Commit, also: Mapping[str, str]) -> int:
         """Write one poll, all or nothing, and return the TR's `seq`. `also` are further fields of the state hash.
@@ -204,10 +202,16 @@ class Store:
     async def take_lead(self, trs: tuple[TR, ...], now_ms: int) -> float:
         """Try to lead; 0 if we do, else how many seconds the holder's lease still has.
 
-        A holder that died on this machine is followed at once. Raises StoreDown.
+        A holder that died on this machine is followed at once. Raises StoreDown, or UnfitStore where a newer program
+        has led: it would read our rows, and we its, under names that mean something else.
         """
-        tokens = [await self._ask(self.redis.hget(self.keys.of(tr.code, "meta"), "fence")) for tr in trs]
-        lead = Lead(max((int(text.partition(":")[0]) for text in tokens if text), default=0) + 1, self.nonce)
+        token = 0
+        for tr in trs:
+            fence, revision = await self._ask(self.redis.hmget(self.keys.of(tr.code, "meta"), ["fence", "revision"]))
+            if int(revision or 0) > tr.revision:
+                raise _too_old(tr, revision)
+            token = max(token, int((fence or "0").partition(":")[0]))
+        lead = Lead(token + 1, self.nonce)
         holder, left_ms = await self._lease(lead, "")
         if holder != str(lead) and died_here(holder):
             holder, left_ms = await self._lease(lead, holder)
@@ -237,9 +241,12 @@ class Store:
         """Put our fence into a TR and begin a new epoch there. Raises StoreDown, Fenced or UnfitStore."""
         lead = self.lead or Lead(0, self.nonce)
         script, key = self._scripts["reign"], self.keys.of(tr.code, "meta")
-        verdict, epoch = await self._insist(lambda: script(keys=[key], args=[lead.token, lead.nonce, now_ms]))
+        arguments = [str(lead.token), lead.nonce, str(now_ms), str(tr.revision)]
+        verdict, epoch = await self._insist(lambda: script(keys=[key], args=arguments))
         if verdict == "fenced":
             raise Fenced(tr.code)
+        if verdict == "newer":
+            raise _too_old(tr, epoch)
         if verdict == "type":
             raise UnfitStore(f"{key} is not of our type: set another [bus] prefix")
         self.epochs[tr.code] = int(epoch)
@@ -285,6 +292,13 @@ class Store:
                 await asyncio.to_thread(self.on_lost)
 
 
+def _too_old(tr: TR, revision: str) -> UnfitStore:
+    return UnfitStore(
+        f"{tr.code} was written with revision {revision} of its declaration, this program knows {tr.revision}: "
+        f"upgrade sectorwire"
+    )
+
+
 def _refused(error: ResponseError) -> StoreError:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
@@ -313,14 +327,23 @@ def _arguments(commit: Commit, fence: str, also: Mapping[str, str]) -> list[str]
     ]
 
 
-def _known(state: Mapping[str, str], rows: Mapping[str, str]) -> Known:
-    tables: Tables = {}
-    for name, text in rows.items():
-        table, _, key = name.partition("/")
-        tables.setdefault(table, {})[key] = loads(text)
+UNKNOWN_SHAPE = -1
+"""The revision of a snapshot that this program cannot read: no declaration's, so the next answer is a reset."""
+
+
+def known_of(target: Target, state: Mapping[str, str], rows: Mapping[str, str]) -> Known:
+    """What the state hash and the snapshot hash of a target say.
+
+    A snapshot whose rows do not have this declaration's fields is not half-read: it counts as another declaration's.
+    """
+    revision = int(state.get("revision") or 0)
+    tables = _tables_of(target, rows) if revision == target.tr.revision else {}
+    if tables is None:
+        structlog.get_logger("poller").warning("snapshot.unreadable", target=str(target), rows=len(rows))
+        tables, revision = {}, UNKNOWN_SHAPE
     return Known(
         version=int(state.get("version") or 0),
-        revision=int(state.get("revision") or 0),
+        revision=revision,
         trading_day=date.fromisoformat(state["trading_day"]) if state.get("trading_day") else None,
         digest=state.get("digest", ""),
         last_good=datetime.fromisoformat(state["last_good"]) if state.get("last_good") else None,
@@ -328,3 +351,19 @@ def _known(state: Mapping[str, str], rows: Mapping[str, str]) -> Known:
         elements=cast("dict[str, list[str]]", loads(state.get("elements") or "{}")),
         rows=tables,
     )
+
+
+def _tables_of(target: Target, rows: Mapping[str, str]) -> Tables | None:
+    """The rows by table and key, or None where they are not of this declaration."""
+    names = {table.name: {field.name for field in fields} for table, fields in target.tables()}
+    tables: Tables = {}
+    for name, text in rows.items():
+        table, _, key = name.partition("/")
+        try:
+            row = loads(text)
+        except ValueError:
+            return None
+        if not isinstance(row, dict) or row.keys() - {"extra"} != names.get(table):
+            return None
+        tables.setdefault(table, {})[key] = row
+    return tables

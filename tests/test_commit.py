@@ -13,7 +13,7 @@ import pytest
 from poller.commit import MAX_CHANGES, Commit, Gap, Known, decide, gap_since, is_unchanged, iso, state_of, unchanged
 from poller.contract import DOCUMENT_KEY, RowData, decode, dumps
 from poller.errors import NotWhole, SkipTarget
-from poller.store import _known
+from poller.store import UNKNOWN_SHAPE, known_of
 from tests.builders import (
     EPOCH,
     EVERY_S,
@@ -473,7 +473,9 @@ def test_a_row_that_cannot_be_read_is_no_news_and_keeps_its_value():
 def test_rows_found_gone_went_after_the_last_poll_that_had_them():
     """The held answer in between published nothing, so it is no bound for what the second one says."""
     held = decide(STOCKS, after(STOCKS, stocks(40)), seen(STOCKS, stocks(20), EVERY_S))
-    known = _known(held.state, {f"stocks/{key}": dumps(row) for key, row in held.known.rows["stocks"].items()})
+    known = known_of(
+        STOCKS, held.state, {f"stocks/{key}": dumps(row) for key, row in held.known.rows["stocks"].items()}
+    )
     gone = decide(STOCKS, known, seen(STOCKS, stocks(20), 2 * EVERY_S))
 
     assert data_of(gone)["observed_from"] == iso(NOON)
@@ -483,7 +485,7 @@ def test_rows_found_gone_went_after_the_last_poll_that_had_them():
 def test_a_confirmed_empty_table_is_not_doubted_again_after_a_restart():
     held = decide(STOCKS, Known(), seen(STOCKS, stocks(0)))
     confirmed = decide(STOCKS, held.known, seen(STOCKS, stocks(0), EVERY_S))
-    known = _known(confirmed.state, {})
+    known = known_of(STOCKS, confirmed.state, {})
     later = decide(STOCKS, known, replace(seen(STOCKS, stocks(0), 2 * EVERY_S), digest="other bytes"))
 
     assert later.known.hold is None
@@ -670,7 +672,7 @@ def test_an_unchanged_answer_writes_only_when_it_came():
 
 def stored(commit: Commit) -> Known:
     """What the store gives back after a first commit."""
-    return _known(commit.state, commit.set_rows)
+    return known_of(commit.target, commit.state, commit.set_rows)
 
 
 @pytest.mark.parametrize("code", ["ka10010", "ka10051", "ka20001", "ka20002", "ka20003", "ka20009"])
@@ -693,14 +695,35 @@ def test_a_hold_survives_the_store():
     first = decide(STOCKS, Known(), seen(STOCKS, stocks(40)))
     held = decide(STOCKS, first.known, seen(STOCKS, stocks(20), 10))
 
-    known = _known(held.state, first.set_rows)
+    known = known_of(STOCKS, held.state, first.set_rows)
 
     assert known == held.known
     assert told(decide(STOCKS, known, seen(STOCKS, stocks(20), 20)))[0] == ("removed", "stocks/000020")
 
 
 def test_a_target_never_seen_is_known_as_nothing():
-    assert _known({}, {}) == Known()
+    assert known_of(INDICES, {}, {}) == Known()
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"indices/002": '{"level":1'},
+        {"indices/002": '{"level":1}'},
+        {"indices/002": "[]"},
+        {"sectors/002": "{}"},
+        {"indices/002": '{"price":1}', "extra": "{}"},
+    ],
+)
+def test_a_snapshot_of_an_unknown_shape_is_not_half_read_but_starts_afresh(spoiled: dict[str, str]):
+    commit = decide(INDICES, Known(), seen(INDICES, indices()))
+
+    known = known_of(INDICES, commit.state, commit.set_rows | spoiled)
+    following = decide(INDICES, known, seen(INDICES, indices(), 10))
+
+    assert (known.revision, known.rows, known.version) == (UNKNOWN_SHAPE, {}, 1)
+    assert data_of(following)["reason"] == "declaration"
+    assert following.clear
 
 
 def test_a_document_is_stored_under_its_own_name():

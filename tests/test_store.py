@@ -186,6 +186,27 @@ async def test_epochs_only_grow_even_when_the_clock_does_not(redis: Redis, store
     assert await store.begin_epoch(INDICES, NOW_MS - 60_000) == first + 1
 
 
+async def test_an_older_poller_does_not_lead(redis: Redis, store: Store):
+    """It would take a newer program's rows for its own; the lead stays free for whoever can read them."""
+    newer = replace(INDICES, revision=INDICES.revision + 1)
+    await store.begin_epoch(newer, NOW_MS)
+    await store.give_up_lead()
+
+    with pytest.raises(UnfitStore, match="revision 2 of its declaration, this program knows 1: upgrade sectorwire"):
+        await Store(redis, "test").take_lead((INDICES,), NOW_MS)
+    assert await redis.get("test:leader") is None
+    with pytest.raises(UnfitStore, match="upgrade sectorwire"):
+        await store.begin_epoch(INDICES, NOW_MS)
+
+
+async def test_a_newer_poller_leads_and_is_remembered(redis: Redis, store: Store):
+    await store.give_up_lead()
+    newer = replace(INDICES, revision=INDICES.revision + 1)
+
+    assert await Store(redis, "test").take_lead((newer,), NOW_MS) == 0
+    assert await redis.hget(KEYS["meta"], "revision") == "2"
+
+
 async def test_only_one_poller_leads_and_the_next_has_a_higher_token(redis: Redis, store: Store):
     follower = Store(redis, "test")
     wait_s = await follower.take_lead((INDICES,), NOW_MS)

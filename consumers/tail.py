@@ -5,7 +5,6 @@ A plain reader without a group: it never holds anything back from trimming, and 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from decimal import Decimal
 from itertools import groupby
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 from rich.cells import set_cell_size
 from rich.text import Text
 
+from consumers.clock import pause
 from poller.contract import Catalogue, Entry, FieldInfo, Keys, TableInfo, decode
 
 UP, DOWN, QUIET = "bold red", "bold blue", "dim"
@@ -45,7 +45,7 @@ async def follow(
                 started = True
             found = await client.xread(dict(keys), count=BATCH, block=BLOCK_MS)
         except (RedisError, OSError):
-            await asyncio.sleep(0.5)
+            await pause(0.5)
             continue
         streams = found.items() if isinstance(found, dict) else found or []
         for key, entries in streams:
@@ -96,6 +96,8 @@ def line(entry: Entry, catalogue: Catalogue) -> Text:
         text.append(_value(row[name], info, bare=bare), _colour(row[name], info, style))
     if entry.row_kind in {"baseline", "added"}:
         text.append("  처음" if entry.row_kind == "baseline" else "  새로", QUIET)
+    if data.get("suspect"):
+        text.append(f"  ⚠ {', '.join(data['suspect'])}", "yellow")
     return text
 
 

@@ -64,6 +64,7 @@ def _table_info(table: Table) -> TableInfo:
         element=table.rows_at,
         fields=[_field_info(field) for field in table.row.fields],
         headline=list(table.headline),
+        guards={guard.name: guard.meaning for guard in table.guards},
     )
 
 

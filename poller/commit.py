@@ -7,6 +7,7 @@ agrees, so that a broken answer never looks like delistings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -16,6 +17,7 @@ from poller.diff import Change, baseline, diff, missing_rows, settle, window_was
 from poller.errors import NotWhole, SkipTarget
 from poller.rows import Reading
 from poller.session import KST, Session
+from poller.suspects import SuspectRows, counted, suspect_rows
 from poller.trs.base import Append, Keyed, Table, Target
 
 MAX_CHANGES = 5_000
@@ -29,6 +31,10 @@ Tables = dict[str, dict[str, Row]]
 
 SAME_KEYS: frozenset[ResetReason | None] = frozenset({"new_day", "rollback"})
 """Resets at which the keys of a table should be about those that were stored."""
+
+
+COMPARABLE: frozenset[Session] = frozenset({"regular", "closing", "after"})
+"""Before an opening it is still the last trading day, but the broker shows zeros: what runs since the open falls."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,12 @@ class Commit:
     delete_rows: tuple[str, ...]
     state: dict[str, str]
     known: Known
+    suspect_rows: SuspectRows = field(default_factory=dict)
+
+    @property
+    def suspects(self) -> Counter[str]:
+        """How many of the published rows fail each guard."""
+        return counted(self.suspect_rows)
 
     @property
     def changes(self) -> int:
@@ -320,17 +332,23 @@ def _commit(target: Target, known: Known, seen: Seen, outcome: _Outcome) -> Comm
         rolled_back=known.rolled_back and held,
     )
     set_rows = {change.name: dumps(change.after) for change in outcome.changes if change.after is not None}
+    comparable = not outcome.reset and seen.session in COMPARABLE
+    suspects = suspect_rows(target, outcome.changes, seen.reading, known.rows if comparable else {}, outcome.after)
+    state = state_of(new)
+    if outcome.changes:
+        state["suspect"] = dumps(counted(suspects)) if suspects else ""
     return Commit(
         target=target,
         epoch=seen.epoch,
         version_before=known.version,
         version=version,
-        drafts=tuple(_drafts(target, known, seen, outcome, version, set_rows)),
+        drafts=tuple(_drafts(target, known, seen, outcome, version, set_rows, suspects)),
         clear=outcome.reset,
         set_rows={} if held else set_rows,
         delete_rows=() if outcome.reset or held else tuple(_gone(known.rows, outcome.after)),
-        state=state_of(new),
+        state=state,
         known=new,
+        suspect_rows=suspects,
     )
 
 
@@ -368,7 +386,13 @@ def hold_of(text: str) -> Hold | None:
 
 
 def _drafts(
-    target: Target, known: Known, seen: Seen, outcome: _Outcome, version: int, set_rows: Mapping[str, str]
+    target: Target,
+    known: Known,
+    seen: Seen,
+    outcome: _Outcome,
+    version: int,
+    set_rows: Mapping[str, str],
+    suspects: SuspectRows,
 ) -> list[Draft]:
     about: dict[str, object] = {"tr": target.tr.code, "target": target.request}
     observed_from = known.hold.observed_from if known.hold else known.last_good
@@ -399,5 +423,7 @@ def _drafts(
             }
         )
         after = set_rows.get(change.name, "null")  # the row's text is made once, for the hash and for the entry
-        drafts.append(Draft(ROW_TYPE + change.kind, change.name, f'{head},{told[1:-1]},"after":{after},{tail}'))
+        failed = suspects.get(change.name)
+        end = f'{tail[:-1]},"suspect":{dumps(failed)}}}' if failed else tail
+        drafts.append(Draft(ROW_TYPE + change.kind, change.name, f'{head},{told[1:-1]},"after":{after},{end}'))
     return drafts

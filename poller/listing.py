@@ -21,7 +21,7 @@ def as_json(tr: TrInfo) -> dict[str, object]:
 
 
 def print_catalogue(console: Console, known: Catalogue) -> None:
-    """Every TR with its request elements and tables."""
+    """Every TR with its request elements and tables, and the guards that mark a row as suspect."""
     for tr in known.values():
         console.print(f"\n[bold]{tr.tr}[/] {tr.name}  POST {tr.path}")
         for request in tr.request:
@@ -32,6 +32,8 @@ def print_catalogue(console: Console, known: Catalogue) -> None:
         for table in tr.tables:
             console.print(f"  [bold]{table.table}[/] ({_mode(table)})")
             console.print(fields_table(("", info) for info in table.fields))
+            for name, meaning in table.guards.items():
+                console.print(f"  guard {name}: {meaning}", highlight=False)
 
 
 def _mode(table: TableInfo) -> str:

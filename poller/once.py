@@ -13,7 +13,7 @@ from rich.text import Text
 from poller.broker import Answer
 from poller.commit import Commit, Known
 from poller.contract import loads
-from poller.errors import BrokerError, TryLater
+from poller.errors import BrokerError, HeldBack, TryLater
 from poller.grid import Job
 from poller.poll import Desk, Watched
 from poller.rows import Reading, read_answer
@@ -38,7 +38,7 @@ async def ask_once(job: Job, desk: Desk) -> tuple[Known, Answer, Commit]:
             answer = await watched.ask(known, asked_at)
             return known, answer, watched.decide(known, answer, (asked_at, desk.clock.now()), epoch=0)
         except TryLater as error:
-            if not tries_left:
+            if not tries_left or isinstance(error, HeldBack):  # a person would have to wait for minutes
                 raise
             await asyncio.sleep(max(error.wait_s, 0.5))
     raise BrokerError("not reached: the last try returns or raises")
@@ -100,3 +100,5 @@ def explain(console: Console, target: Target, known: Known, answer: Answer, comm
         console.print(f"  {draft.type:<28} {draft.subject:<20} {', '.join(changed)}", markup=False)
     if len(commit.drafts) > SHOWN_EVENTS:
         console.print(f"  … and {len(commit.drafts) - SHOWN_EVENTS} more")
+    for subject, guards in commit.suspect_rows.items():
+        console.print(Text(f"  suspect: {subject} fails {', '.join(guards)}", "yellow"))

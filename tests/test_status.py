@@ -77,3 +77,14 @@ async def test_for_programs_it_is_plain_data(fake_redis: Redis):
     (target,) = (await status_of(fake_redis)).as_json()["targets"]
 
     assert (target["target"], target["version"], target["stale"]) == ("ka20003?inds_cd=001", 7, False)
+
+
+async def test_what_the_data_itself_contradicts_is_shown_until_it_is_mended(fake_redis: Redis):
+    finding = "the broker's newest day is 2026-11-20, the calendar's 2026-11-23: add closed_days = [2026-11-23]"
+    await seen(fake_redis, 5, finding=finding, suspect='{"breadth":2}')
+    found = await status_of(fake_redis)
+    screen = StringIO()
+    Console(file=screen, width=250).print(table(found, MONDAY_NOON))
+
+    assert "closed_days = [2026-11-23]" in screen.getvalue()
+    assert (found.targets[0].as_json()["finding"], found.targets[0].as_json()["suspect"]) == (finding, {"breadth": 2})

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from poller.session import Moves
 from poller.trs.fields import Field
+from poller.trs.guards import Guard
 
 Request = Mapping[str, str]
 
@@ -37,7 +38,8 @@ class Table:
     """One part of an answer with its own row type.
 
     `key` and `label` name fields: what identifies a row, and what a person calls it. `headline` names the fields a
-    person wants to see first. `required` fields without a value mean that the answer is not whole.
+    person wants to see first. `required` fields without a value mean that the answer is not whole. A row that fails
+    one of the `guards` is marked as suspect, and stored and published all the same.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Table:
     headline: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     window: int | None = None
+    guards: tuple[Guard, ...] = ()
 
     mode: ClassVar[Literal["document", "keyed", "append"]]
 
@@ -68,11 +71,15 @@ class Keyed(Table):
     mode = "keyed"
 
 
+@dataclass(frozen=True)
 class Append(Table):
     """A sliding window or growing list, newest first: new rows are appended, falling out of it means nothing.
 
-    `window` is how many rows the snapshot keeps, the newest by key.
+    `window` is how many rows the snapshot keeps, the newest by key. `newest_is_trading_day` tells that the newest key
+    is the trading day that the broker's answers belong to.
     """
+
+    newest_is_trading_day: bool = False
 
     mode = "append"
 

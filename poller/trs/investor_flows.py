@@ -12,6 +12,7 @@ from decimal import Decimal
 from poller.session import FLOW_HOURS
 from poller.trs.base import TR, Element, Keyed, Request, Row
 from poller.trs.fields import Amount, Change, Code, Direction, Level, Percent, Quantity, Text, Value, Variant
+from poller.trs.guards import INSTITUTION_PARTS, INVESTORS, VOLUME_FELL
 from poller.trs.requests import EXCHANGE, exchange_hours
 
 HUNDREDTHS = Decimal("0.01")
@@ -90,6 +91,7 @@ INVESTOR_FLOWS = TR(
             key="sector_code",
             label="sector_name",
             headline=("foreigner_net_krw", "institution_net_krw", "individual_net_krw"),
+            guards=(INVESTORS, INSTITUTION_PARTS, VOLUME_FELL),
         ),
     ),
     moves=FLOW_HOURS,

@@ -8,8 +8,10 @@ from fractions import Fraction
 
 from poller.trs.base import Row
 from poller.trs.fields import Amount, Change, Count, Date, Direction, Level, Percent, Quantity, Value
+from poller.trs.guards import BREADTH, VALUE_FELL, VOLUME_FELL, price_range
 
 QUOTE_HEADLINE = ("level", "change", "change_pct")
+QUOTE_GUARDS = (BREADTH, price_range("level"), VOLUME_FELL, VALUE_FELL)
 
 
 def share_of_advancers(row: Mapping[str, Value]) -> Value:

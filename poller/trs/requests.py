@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poller.sectors import SECTORS, market_of
+from poller.sectors import market_of, name_of
 from poller.session import NXT_HOURS, UNIFIED_HOURS, Moves
 from poller.trs.base import BadRequest, Element, Request
 
@@ -50,4 +50,4 @@ def sector_label(request: Request) -> str:
     >>> sector_label({"inds_cd": "013", "mrkt_tp": "0"})
     '전기/전자'
     """
-    return SECTORS.get(request["inds_cd"], request["inds_cd"])
+    return name_of(request["inds_cd"])

@@ -7,7 +7,8 @@ whole family, so it tells which trading day the broker's answers belong to.
 from poller.session import INDEX_HOURS
 from poller.trs.base import TR, Append, Document, Row
 from poller.trs.fields import Change, Date, Direction, Level, Percent, Quantity
-from poller.trs.quote import QUOTE_HEADLINE, SectorQuote
+from poller.trs.guards import VOLUME_FELL
+from poller.trs.quote import QUOTE_GUARDS, QUOTE_HEADLINE, SectorQuote
 from poller.trs.requests import MARKET_OF_SECTOR, SECTOR, sector_label, with_market
 
 
@@ -27,8 +28,17 @@ SECTOR_DAYS = TR(
     name="업종현재가일별요청",
     request=(MARKET_OF_SECTOR, SECTOR),
     tables=(
-        Document("quote", SectorQuote, required=("level",), headline=QUOTE_HEADLINE),
-        Append("days", SectorDay, rows_at="inds_cur_prc_daly_rept", key="date", window=100, headline=QUOTE_HEADLINE),
+        Document("quote", SectorQuote, required=("level",), headline=QUOTE_HEADLINE, guards=QUOTE_GUARDS),
+        Append(
+            "days",
+            SectorDay,
+            rows_at="inds_cur_prc_daly_rept",
+            key="date",
+            window=100,
+            newest_is_trading_day=True,
+            headline=QUOTE_HEADLINE,
+            guards=(VOLUME_FELL,),
+        ),
     ),
     moves=INDEX_HOURS,
     revision=1,

@@ -6,6 +6,7 @@ The surprise: the element called `stk_cd` holds a sector code.
 from poller.session import INDEX_HOURS
 from poller.trs.base import TR, Keyed, Row
 from poller.trs.fields import Amount, Change, Code, Count, Direction, Level, Percent, Quantity, Text
+from poller.trs.guards import BREADTH_OF_LISTED, VALUE_FELL, VOLUME_FELL
 from poller.trs.quote import QUOTE_HEADLINE, advancers_pct
 from poller.trs.requests import WHOLE_MARKET, sector_label
 
@@ -43,6 +44,7 @@ SECTOR_INDICES = TR(
             key="sector_code",
             label="sector_name",
             headline=QUOTE_HEADLINE,
+            guards=(BREADTH_OF_LISTED, VOLUME_FELL, VALUE_FELL),
         ),
     ),
     moves=INDEX_HOURS,

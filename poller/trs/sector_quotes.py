@@ -7,7 +7,8 @@ presumably the trades after the close, moving until the evening), and before the
 from poller.session import INDEX_HOURS
 from poller.trs.base import TR, Append, Document, Row
 from poller.trs.fields import Change, Direction, Level, Percent, Quantity, Time
-from poller.trs.quote import QUOTE_HEADLINE, SectorQuote
+from poller.trs.guards import VOLUME_CHAIN, VOLUME_FELL
+from poller.trs.quote import QUOTE_GUARDS, QUOTE_HEADLINE, SectorQuote
 from poller.trs.requests import MARKET_OF_SECTOR, SECTOR, sector_label, with_market
 
 
@@ -28,8 +29,16 @@ SECTOR_QUOTES = TR(
     name="업종현재가요청",
     request=(MARKET_OF_SECTOR, SECTOR),
     tables=(
-        Document("quote", SectorQuote, required=("level",), headline=QUOTE_HEADLINE),
-        Append("ticks", SectorTick, rows_at="inds_cur_prc_tm", key="time", window=240, headline=QUOTE_HEADLINE),
+        Document("quote", SectorQuote, required=("level",), headline=QUOTE_HEADLINE, guards=QUOTE_GUARDS),
+        Append(
+            "ticks",
+            SectorTick,
+            rows_at="inds_cur_prc_tm",
+            key="time",
+            window=240,
+            headline=QUOTE_HEADLINE,
+            guards=(VOLUME_CHAIN, VOLUME_FELL),
+        ),
     ),
     moves=INDEX_HOURS,
     revision=1,

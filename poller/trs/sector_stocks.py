@@ -7,6 +7,7 @@ trade has prices of 0, which are no prices, and the ask is called `sel_bid`.
 from poller.session import STOCK_HOURS
 from poller.trs.base import TR, Keyed, Request, Row
 from poller.trs.fields import Change, Code, Direction, Level, Percent, Quantity, Text
+from poller.trs.guards import VOLUME_FELL, price_range
 from poller.trs.requests import EXCHANGE, MARKET_OF_SECTOR, SECTOR, exchange_hours, sector_label, with_market
 
 
@@ -47,6 +48,7 @@ SECTOR_STOCKS = TR(
             key="stock_code",
             label="stock_name",
             headline=("price", "change", "change_pct"),
+            guards=(price_range("price"), VOLUME_FELL),
         ),
     ),
     moves=STOCK_HOURS,

@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TESTS ?=
 
-.PHONY: demo test test-only lint format soak lock clean
+.PHONY: demo test test-only lint format soak mutants lock clean
 
 demo: $(READY)  ## the whole line on a simulated market; FOR=30 ends it after 30 seconds
 	@$(BIN)/sectorwire demo $(if $(FOR),--seconds $(FOR))
@@ -28,6 +28,13 @@ format: $(READY)
 soak: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m soak -s --timeout 3600 $(TESTS)
 
+mutants: $(BIN)/mutmut  ## small faults put into the pure modules, to see the tests notice them; minutes
+	@$(BIN)/python -m tests.mutants
+
+# Only this target needs it, so it is no part of the lock.
+$(BIN)/mutmut: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
+
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sectorwire needs Python 3.11 or later; set PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "making the environment in .venv ..."
@@ -42,4 +49,4 @@ lock:
 		--no-emit-index-url --no-header --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -70,7 +70,7 @@ def settle(table: Table, before: Rows, lines: Lines, unread_keys: Iterable[str] 
 
 def _settle_group(key: str, rows: list[Row], stored: Rows) -> dict[str, Row]:
     """Rows that share a key: those equal to a stored one keep its place, the rest fill the free places in order."""
-    if len(rows) == 1 and stored.keys() <= {key}:
+    if len(rows) == 1 and stored.keys() <= {key}:  # mutants: `<` goes the long way to the same row
         row = rows[0]
         return {key: stored[key] if key in stored and _same(stored[key], row) else row}
     settled: dict[str, Row] = {}
@@ -80,9 +80,8 @@ def _settle_group(key: str, rows: list[Row], stored: Rows) -> dict[str, Row]:
         if twin is not None:
             settled[full] = stored[full]
             rest.remove(twin)
-    ordinal = 0
+    ordinal = 1
     for row in rest:
-        ordinal += 1
         while _full_key(key, ordinal) in settled:
             ordinal += 1
         settled[_full_key(key, ordinal)] = row
@@ -149,7 +148,7 @@ def missing_rows(table: Table, before: Rows, settled: Rows) -> list[str]:
     if not isinstance(table, Keyed):
         return []
     missing = sorted(before.keys() - settled.keys())
-    allowed = max(HOLD_ROWS, len(before) * HOLD_PERCENT // 100)
+    allowed = max(HOLD_ROWS, len(before) * HOLD_PERCENT // 100)  # mutants: a whole count compares alike with `/`
     return missing if missing and (len(missing) > allowed or not settled) else []
 
 

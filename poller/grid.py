@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
-from poller.session import Calendar, Timetable, before_opening_s, next_evening, polling_s, windows
+from poller.session import KST, Calendar, Timetable, before_opening_s, next_evening, polling_s, windows
 from poller.trs.base import Target
 
+MICROSECOND = timedelta(microseconds=1)
 BACKOFF_CAP_S = 300.0
 EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_MINUTE_S = 60.0
@@ -36,6 +37,10 @@ class Job:
     def phase_s(self) -> float:
         """Where on its grid the target stands."""
         return self.share * self.every_s
+
+    def tick_of(self, due: datetime) -> datetime:
+        """The tick that a poll is for: its own if it is on the grid, else the next."""
+        return next_tick(self.every_s, self.phase_s, due - 2 * MICROSECOND)
 
     @property
     def share(self) -> float:
@@ -92,12 +97,29 @@ class Timing:
                 due.append(off_hours)
         return min(due)
 
+    def rest(self, job: Job, now: datetime, due: datetime) -> date | None:
+        """The day on which a job is asked again that rests now, None for one that is merely waiting for its tick."""
+        if self.calendar is None or due <= now + timedelta(seconds=job.every_s):
+            return None
+        opens, _ = next(windows(job.target.moves, self.calendar, now))
+        return due.astimezone(KST).date() if now < opens else None
+
+    def missed_ticks(self, job: Job, due: datetime, now: datetime) -> int:
+        """How many further polls came due while the one of `due` was waited for; they are skipped, not replayed.
+
+        A poll off the grid stands for the tick to come, so only those after that can be missed.
+        """
+        following = self.due(job, job.tick_of(due))
+        return 0 if following > now else 1 + int(self.scheduled_polls(job, following, now))
+
     def scheduled_polls(self, job: Job, since: datetime, until: datetime) -> float:
         """How many intervals of polling a stretch of time was meant to have; closed hours count by `off_hours_s`.
 
         The first polls at an opening and in the evening are extra: one that fails is no gap.
         """
         total_s = max(0.0, (until - since).total_seconds())
+        if total_s == 0:  # a clock that was set back
+            return 0.0
         if self.calendar is None:
             return total_s / job.every_s
         moves = job.target.moves

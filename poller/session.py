@@ -70,10 +70,10 @@ def _closed_days(year: int) -> frozenset[date]:
 class Timetable(Protocol):
     """What the poller asks of a calendar; the demo answers from its simulated market instead."""
 
-    def trading_day_at(self, moment: datetime, market: Market = "KRX") -> date:
+    def trading_day_at(self, moment: datetime, market: Market = "KRX") -> date:  # mutants: never run
         """The trading day the broker's answers belong to at `moment`."""
 
-    def session_at(self, moment: datetime, market: Market = "KRX") -> Session:
+    def session_at(self, moment: datetime, market: Market = "KRX") -> Session:  # mutants: never run
         """The session of a market at `moment`."""
 
 
@@ -170,8 +170,7 @@ class Calendar:
         )
 
     def _nxt_borders(self, day: date) -> tuple[tuple[datetime, Session], ...]:
-        late = day in self.late_opens
-        main = self.opens_at(day) if late else datetime.combine(day, NXT_OPENS, KST)
+        main = max(self.opens_at(day), datetime.combine(day, NXT_OPENS, KST))
         after = max(self.closes_at(day), datetime.combine(day, NXT_AFTER_OPENS, KST))
         return (
             (self.opens_at(day, "NXT"), "closed"),
@@ -187,7 +186,7 @@ class Calendar:
         >>> Calendar().late_opens_end(date(2027, 10, 1)) is None
         True
         """
-        last = date(max(self.late_opens, default=date.min).year, 12, 31)
+        last = date(max(self.late_opens).year, 12, 31)
         if today < last - WARN_BEFORE:
             return None
         following = last.year + 1
@@ -248,7 +247,7 @@ def next_evening(moves: Moves, calendar: Calendar, after: datetime) -> datetime 
 
 def _trading_days(calendar: Calendar, start: datetime) -> Iterator[date]:
     """Trading days from that of `start` on, without end."""
-    day = start.astimezone(KST).date() - timedelta(days=1)
+    day = start.astimezone(KST).date() - timedelta(days=1)  # mutants: who asks skips days that are over
     while True:
         day = calendar.next_trading_day(day)
         yield day
@@ -263,7 +262,7 @@ def polling_s(moves: Moves, calendar: Calendar, start: datetime, end: datetime) 
     """
     total_s = 0.0
     for opens, closes in windows(moves, calendar, start):
-        if opens >= end:
+        if opens >= end:  # mutants: what begins at the end adds nothing
             break
         total_s += (min(end, closes) - max(start, opens)).total_seconds()
     return total_s
@@ -279,7 +278,7 @@ def before_opening_s(market: Market, calendar: Calendar, start: datetime, end: d
     total_s = 0.0
     for day in _trading_days(calendar, start):
         midnight = datetime.combine(day, time(), KST)
-        if midnight >= end:
+        if midnight >= end:  # mutants: what begins at the end adds nothing
             break
         stretch = min(end, calendar.opens_at(day, market)) - max(start, midnight)
         total_s += max(0.0, stretch.total_seconds())

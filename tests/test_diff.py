@@ -226,8 +226,15 @@ def test_a_removed_row_is_told_whole_and_a_new_one_too():
 
     removed, added = diff(STOCKS, before, after)
 
-    assert (removed.before, removed.after) == (row(1), None)
-    assert (added.before, added.after) == (None, row(2))
+    assert (removed.name, removed.before, removed.after) == ("stocks/A", row(1), None)
+    assert (added.name, added.before, added.after) == ("stocks/B", None, row(2))
+
+
+def test_a_baseline_names_its_row_and_has_no_before():
+    assert baseline(STOCKS, table_of(STOCKS, B=2, A=1)) == [
+        Change("baseline", "stocks", "A", None, row(1)),
+        Change("baseline", "stocks", "B", None, row(2)),
+    ]
 
 
 def test_a_field_that_became_null_has_changed():
@@ -237,6 +244,14 @@ def test_a_field_that_became_null_has_changed():
 
     assert (change.before, change.after, change.changed) == ({"price": 1}, row(None), ["price"])
     assert change.name == "stocks/A"
+
+
+def test_what_changed_is_named_in_the_order_of_the_row():
+    before = {"A": {"price": 1, "name": "삼성전자"}}
+
+    (change,) = diff(STOCKS, before, {"A": {"price": 2, "name": "삼성전자우"}})
+
+    assert change.changed == ["price", "name"]
 
 
 def test_equal_numbers_of_two_types_are_no_news():
@@ -306,6 +321,17 @@ def test_of_equal_repeats_those_with_the_highest_numbers_go():
     assert sorted(before.keys() - after.keys()) == ["A#10", "A#11", "A#12"]
 
 
+@pytest.mark.parametrize(("sent", "unread"), [(1, 0), (9, 0), (1, 1), (1, 8)])
+def test_the_lowest_numbers_stay_however_the_store_orders_its_rows(sent: int, unread: int):
+    """A snapshot comes from a hash, which has no order; what is told must not depend on it."""
+    before = settle(STOCKS, {}, [("A", row(1))] * 12)
+    stored = dict(sorted(before.items(), reverse=True))
+
+    after = settle(STOCKS, stored, [("A", row(1))] * sent, unread_keys=["A"] * unread)
+
+    assert after.keys() == {"A", *(f"A#{number}" for number in range(2, sent + unread + 1))}
+
+
 def test_a_row_that_cannot_be_read_keeps_its_old_value():
     before = table_of(STOCKS, A=1, B=2)
 
@@ -364,6 +390,14 @@ def test_a_revised_row_has_changed():
     after = settle(TICKS, before, lines(t090010=7, t090000=1))
 
     assert sentences(diff(TICKS, before, after)) == ["changed 090010 2 -> 7"]
+
+
+def test_the_oldest_row_of_a_window_may_be_revised_like_any_other():
+    before = table_of(TICKS, t090000=1, t090010=2)
+
+    after = settle(TICKS, before, lines(t090010=2, t090000=7))
+
+    assert sentences(diff(TICKS, before, after)) == ["changed 090000 1 -> 7"]
 
 
 def test_rows_that_are_no_longer_sent_stay():

@@ -155,6 +155,15 @@ def test_a_number_is_brought_to_its_base_unit(field: Field, text: str, value: st
     assert dumps(field.read(text)) == value
 
 
+def test_a_field_without_a_scale_is_in_its_unit_already():
+    assert Percent("flu_rt", "등락률", "percent").read("-2.31") == Decimal("-2.31")
+
+
+def test_a_whole_number_is_shown_without_an_exponent():
+    """A person reads 993000 in a table, not 9.93E+5."""
+    assert str(SHARES.read("993")) == "993000"
+
+
 @pytest.mark.parametrize("text", ["2147483647", "4294967295", "+2147483647", "-2147483647", "--4294967295"])
 @pytest.mark.parametrize("field", NUMBERS, ids=kind_of)
 def test_a_saturated_counter_is_null_and_told_apart_from_an_empty_one(field: Field, text: str):
@@ -198,9 +207,11 @@ def test_a_date_is_written_with_hyphens(text: str, day: str):
     assert Date("dt_n", "일자n").read(text) == day
 
 
-@pytest.mark.parametrize("text", ["20230229", "20241301", "00000000", "2024-11-22", "241122", "202411221", "yyyymmdd"])
-def test_what_is_no_day_is_refused(text: str):
-    with pytest.raises(UnreadableValue):
+@pytest.mark.parametrize(
+    "text", ["20230229", "20241301", "00000000", "2024-11-22", "241122", "202411221", "yyyymmdd", "２０２４１１２２"]
+)
+def test_what_is_no_day_is_refused_and_named(text: str):
+    with pytest.raises(UnreadableValue, match=f"'{text}' is not a da(te|y) of"):
         Date("dt_n", "일자n").read(text)
 
 
@@ -215,9 +226,9 @@ def test_the_marker_rows_of_the_close_have_no_time(marker: str):
     assert Time("tm_n", "시간n").read(marker) is None
 
 
-@pytest.mark.parametrize("text", ["777777", "240000", "096000", "14:30:00", "1430", "14300", "0143000"])
-def test_what_is_no_time_of_day_is_refused(text: str):
-    with pytest.raises(UnreadableValue):
+@pytest.mark.parametrize("text", ["777777", "240000", "096000", "14:30:00", "1430", "14300", "0143000", "１４３０００"])
+def test_what_is_no_time_of_day_is_refused_and_named(text: str):
+    with pytest.raises(UnreadableValue, match=f"'{text}' is not a time of"):
         Time("tm_n", "시간n").read(text)
 
 
@@ -237,7 +248,9 @@ def test_a_code_is_text_without_its_exchange(text: str, code: str):
     assert Code("stk_cd", "종목코드").read(text) == code
 
 
-@pytest.mark.parametrize("text", ["KRX:039490", "005930_XX", "005930#2", "005/930", "_AL", "005 930", "삼성전자"])
+@pytest.mark.parametrize(
+    "text", ["KRX:039490", "005930_XX", "005930_ALX", "005930#2", "005/930", "_AL", "005 930", "삼성전자"]
+)
 def test_what_is_no_code_is_refused(text: str):
     """`#` and `/` would be taken for parts of a key."""
     with pytest.raises(UnreadableValue, match="not a code"):

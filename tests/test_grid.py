@@ -164,6 +164,7 @@ def test_only_hours_that_were_meant_to_be_polled_can_be_missed():
     assert MARKET.scheduled_polls(INDICES, friday, monday) == 12
     assert ALWAYS.scheduled_polls(INDICES, friday, monday) == (monday - friday).total_seconds() / 10
     assert MARKET.scheduled_polls(INDICES, monday, friday) == 0
+    assert MARKET.scheduled_polls(INDICES, kst("2026-11-23T13:00:00"), kst("2026-11-23T12:00:00")) == 0
 
 
 def test_off_hours_count_by_their_own_interval():
@@ -179,3 +180,18 @@ def test_the_tick_after_a_tick_is_later(every_s: float, part: float, after: date
     tick = next_tick(every_s, part * every_s, after)
 
     assert next_tick(every_s, part * every_s, tick) > tick
+
+
+@pytest.mark.parametrize(
+    ("late_s", "missed"), [(0, 0), (9.9, 0), (10, 1), (10.1, 1), (19.9, 1), (20.1, 2), (100.1, 10)]
+)
+def test_ticks_that_passed_while_a_poll_was_waited_for_are_counted(late_s: float, missed: int):
+    due = MARKET.due(INDICES, kst("2026-11-23T12:00:00"))
+
+    assert MARKET.missed_ticks(INDICES, due, due + timedelta(seconds=late_s)) == missed
+
+
+def test_no_tick_is_missed_over_night():
+    due = MARKET.due(SLOW, kst("2026-11-23T15:39:59"))
+
+    assert MARKET.missed_ticks(SLOW, due, kst("2026-11-23T18:00:00")) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from time import tzset
 
 import pytest
 from hypothesis import given
@@ -119,6 +121,10 @@ def test_the_first_trading_day_opens_an_hour_late_and_closes_as_usual(day: str):
 def test_every_late_opening_is_on_a_trading_day():
     assert all(CALENDAR.is_trading_day(day) for day in LATE_OPENS)
     assert CALENDAR.hours(MONDAY) == USUAL
+
+
+def test_korea_is_nine_hours_ahead_of_utc():
+    assert CALENDAR.opens_at(MONDAY) == datetime(2026, 11, 23, 0, 0, tzinfo=UTC)
 
 
 # --- sessions
@@ -311,6 +317,7 @@ def test_from_midnight_to_the_opening_a_trading_day_has_not_begun(moment: dateti
         (INDEX_HOURS, date(2027, 1, 4), "10:00", "15:40"),
         (NXT_HOURS, MONDAY, "08:00", "20:00"),
         (NXT_HOURS, EXAM_THURSDAY, "10:00", "20:00"),
+        (NXT_HOURS, date(2026, 9, 11), "08:00", "20:00"),
         (UNIFIED_HOURS, MONDAY, "09:00", "20:00"),
         (UNIFIED_HOURS, date(2026, 9, 11), "09:00", "20:00"),
     ],
@@ -381,6 +388,13 @@ def test_the_hours_before_an_opening_are_counted(start: datetime, end: datetime,
     assert before_opening_s("KRX", CALENDAR, start, end) == hours * 3600
 
 
+def test_the_hours_before_an_opening_are_those_of_the_market_itself():
+    """NXT opens an hour earlier, but on the day of the exam with KRX."""
+    wednesday, friday = at(date(2026, 11, 18), "00:00"), at(FRIDAY_BEFORE, "00:00")
+
+    assert [before_opening_s(market, CALENDAR, wednesday, friday) / 3600 for market in MARKETS] == [9 + 10, 8 + 10]
+
+
 @given(st.lists(moments, min_size=3, max_size=3).map(sorted), st.sampled_from(EVERY_MOVES))
 def test_polling_time_adds_up(three: list[datetime], moves: Moves):
     first, middle, last = three
@@ -390,3 +404,23 @@ def test_polling_time_adds_up(three: list[datetime], moves: Moves):
 
     assert between(first, middle) + between(middle, last) == pytest.approx(between(first, last), abs=1e-3)
     assert 0 <= between(first, last) <= (last - first).total_seconds()
+
+
+@pytest.fixture(params=["UTC", "America/Los_Angeles", "Pacific/Kiritimati"])
+def far_away(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine stands in another time zone for the length of a test."""
+    monkeypatch.setenv("TZ", request.param)
+    tzset()
+    yield
+    monkeypatch.undo()
+    tzset()
+
+
+@pytest.mark.usefixtures("far_away")
+def test_the_time_zone_of_the_machine_means_nothing():
+    """On Kiritimati it is already tomorrow while Korea's evening trades."""
+    evening = at(MONDAY, "19:30")
+
+    assert next(windows(STOCK_HOURS, CALENDAR, evening)) == (at(MONDAY, "09:00"), at(MONDAY, "20:00"))
+    assert (CALENDAR.trading_day_at(evening), CALENDAR.session_at(evening)) == (MONDAY, "after")
+    assert CALENDAR.before_opening(at(MONDAY, "08:59"))

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from poller.broker import TOKEN_API_ID, Broker
-from poller.budget import MARGIN_S, Limit
+from poller.budget import MARGIN_S, USUAL_LATENCY_S, Limit
 from poller.catalogue import CATALOGUE
 from poller.clock import Clock
 from poller.gate import Gates
@@ -66,7 +66,9 @@ class FastClock(Clock):
 
 def broker_for(redis: Redis, play: Callable[[httpx.Request], httpx.Response], clock: Clock) -> Broker:
     """A broker client that is answered by `play`, with limits that do not matter."""
-    limits = {name: Limit(50, per_s=-MARGIN_S) for name in [*(tr.code for tr in CATALOGUE), TOKEN_API_ID]}
+    limits = {
+        name: Limit(50, per_s=-MARGIN_S - USUAL_LATENCY_S) for name in [*(tr.code for tr in CATALOGUE), TOKEN_API_ID]
+    }
     return Broker(
         "http://broker",
         SecretStr("k"),

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
+from poller.broker import Heard
+from poller.quarantine import Quarantine
+from poller.recording import Recorder
 from poller.settings import load_settings
 from sectorwire import main
+from tests.builders import recording
+from tests.conftest import MONDAY_NOON, HandClock
+from tests.servers import RealServer
 
 KEYS = {"KIWOOM_APP_KEY": "an-app-key", "KIWOOM_SECRET_KEY": "a-secret-key"}
 
@@ -36,7 +42,12 @@ def test_help_names_every_command_in_groups(capsys: pytest.CaptureFixture[str]):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
 
-    for words in ("start demo init check poll", "look once tail status catalogue schema", "develop simulate"):
+    for words in (
+        "start demo init check poll",
+        "look once tail status catalogue schema",
+        "repair endpoints quarantine",
+        "develop simulate replay",
+    ):
         assert all(word in printed for word in words.split())
 
 
@@ -64,6 +75,10 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]):
         (["once", "ka20001", "inds_cd=1"], 'write inds_cd = "001"'),
         (["once", "ka20001", "inds_cd=001", "mrkt_tp=1"], 'contradicts inds_cd = "001"; write "0"'),
         (["catalogue", "nothing-like-it"], "no field goes by"),
+        (["replay", "nowhere"], "nowhere holds no recording: `sectorwire poll --record nowhere` makes one"),
+        (["replay", "nowhere", "--day", "today"], "not a day such as 2026-11-23"),
+        (["simulate", "--replay", "nowhere"], "nowhere holds no recording"),
+        (["simulate", "--replay", ".", "--faults", "0.5"], "belong to the made-up market"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -104,7 +119,20 @@ def test_a_plan_that_cannot_fit_shows_the_arithmetic_and_two_ways_out(
 
     assert status == 2
     assert "2 targets need 4.40 requests/s, 0.86 are allowed" in line
-    assert "5.1 times longer (the longest 51s), or keep 1 of the targets" in line
+    assert "5.2 times longer (the longest 52s)" in line
+
+
+def test_the_ways_out_of_a_plan_are_longer_fewer_and_faster(capsys: pytest.CaptureFixture[str], elsewhere: Path):
+    (elsewhere / "sectorwire.toml").write_text(
+        '[kiwoom]\nenvironment = "real"\n[[poll]]\ntr = "ka20001"\n'
+        'target = { inds_cd = ["001", "101", "201", "701"] }\nevery = "3s"\n'
+    )
+    status, line = failed(capsys, "check")
+
+    assert status == 2
+    assert "4 targets need 1.33 requests/s, 0.86 are allowed" in line
+    assert "1.6 times longer (the longest 5s), or keep 2 of the targets" in line
+    assert "or set [kiwoom] requests_per_second = 2" in line
 
 
 @pytest.mark.parametrize("command", [["poll"], ["once", "ka20003", "inds_cd=001"], ["check", "--online"]], ids=" ".join)
@@ -176,3 +204,69 @@ def test_the_configuration_of_the_design_is_accepted_with_the_consumers_parts(el
     )
 
     assert len(load_settings(path, {}).jobs()) == 2
+
+
+def test_a_recording_goes_where_files_can_be_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, real_server: RealServer, elsewhere: Path
+):
+    main(["init"])
+    capsys.readouterr()
+    (elsewhere / "file").touch()
+    for name, value in {**KEYS, "REDIS_URL": real_server.url}.items():
+        monkeypatch.setenv(name, value)
+    status, line = failed(capsys, "poll", "--record", "file")
+
+    assert (status, line) == (2, "sectorwire: --record file is no directory that can be written to: choose another")
+
+
+def test_a_recorded_day_is_printed_as_tail_prints_it_and_always_the_same(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path
+):
+    clock, known = HandClock(), recording("ka20003")
+    with Recorder(elsewhere / "rec", clock) as recorder:
+        for level in ("+2400.5", "-2390.1"):
+            known.answer["all_inds_idex"][0]["cur_prc"] = level
+            body = json.dumps(known.answer).encode()
+            number = int(clock.monotonic_s())
+            recorder.keep(Heard(known.target, number, clock.now(), 1, "", status=200, cont_yn="N", body=body))
+            clock.advance(10)
+    capsys.readouterr()
+
+    assert main(["replay", "rec"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for _ in range(2):
+        assert main(["replay", "rec", "--json", "--day", "2026-11-23"]) == 0
+    as_json = capsys.readouterr().out.splitlines()
+
+    assert "2,390.10" in printed[-1]
+    assert printed[-1].startswith("12:00:10 ka20003 전업종지수")
+    assert len(printed) * 2 == len(as_json)
+    assert as_json[: len(printed)] == as_json[len(printed) :]
+    assert json.loads(as_json[-1])["data"]["before"]["level"] == 2400.5
+
+
+def test_the_quarantine_is_listed_shown_and_read_again(capsys: pytest.CaptureFixture[str], elsewhere: Path):
+    main(["init"])
+    capsys.readouterr()
+    known = recording("ka20003")
+    known.answer["all_inds_idex"][0]["cur_prc"] = "odd"
+    kept = Quarantine(elsewhere / "data" / "quarantine")
+    path = kept.keep(known.target, MONDAY_NOON, "indices/001 level (cur_prc): odd", [json.dumps(known.answer).encode()])
+    assert path is not None
+    (name,) = (one.id for one in kept.kept())
+
+    assert main(["quarantine", "list"]) == 0
+    assert f"{name}  2026-11-23 12:00:00  ka20003?inds_cd=001  indices/001 level" in capsys.readouterr().out
+    assert main(["quarantine", "list", "--json"]) == 0
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)] == [name]
+    assert main(["quarantine", "show", name]) == 0
+    assert '"cur_prc": "odd"' in capsys.readouterr().out
+    assert main(["quarantine", "retry"]) == 1
+    assert f"{name}  ka20003?inds_cd=001  ka20003?inds_cd=001: 1 of" in capsys.readouterr().out
+    path.write_text(path.read_text("utf-8").replace("odd", "+5"), "utf-8")
+    assert main(["quarantine", "retry", name]) == 0
+    assert "readable now: removed" in capsys.readouterr().out
+    assert not path.exists()
+
+    status, line = failed(capsys, "quarantine", "show", name)
+    assert (status, "nothing in the quarantine goes by" in line) == (2, True)

@@ -5,9 +5,14 @@ Pure. Prices are won, as integers.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from functools import lru_cache
+
 # Up to which price which step holds, since January 2023.
 STEPS_KRW = ((2_000, 1), (5_000, 5), (20_000, 10), (50_000, 50), (200_000, 100), (500_000, 500))
 LARGEST_STEP_KRW = 1_000
+_BORDERS = [below for below, _ in STEPS_KRW]
+_STEPS = [step for _, step in STEPS_KRW] + [LARGEST_STEP_KRW]
 
 
 def step_krw(price: float) -> int:
@@ -16,10 +21,7 @@ def step_krw(price: float) -> int:
     >>> step_krw(1_999), step_krw(2_000), step_krw(68_100), step_krw(900_000)
     (1, 5, 100, 1000)
     """
-    for below, step in STEPS_KRW:
-        if price < below:
-            return step
-    return LARGEST_STEP_KRW
+    return _STEPS[bisect_right(_BORDERS, price)]
 
 
 def to_step(price: float) -> int:
@@ -32,6 +34,7 @@ def to_step(price: float) -> int:
     return max(step, round(price / step) * step)
 
 
+@lru_cache(maxsize=2_000)
 def limits(base: int) -> tuple[int, int]:
     """The lowest and the highest price of a day: 30 % either way, on a price step.
 

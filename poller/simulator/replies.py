@@ -32,6 +32,7 @@ class Reply:
     fault: Fault | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_body: bytes = b""
+    exact: tuple[bytes, str] | None = None  # body and content type of a recorded answer, whatever `answer` says
 
 
 def refused(refusal: Refusal, fault: Fault | None) -> Reply:
@@ -61,6 +62,8 @@ def response(reply: Reply) -> Response:
         return Response(MAINTENANCE_PAGE, 200, media_type="text/html")
     if reply.fault in {"drop", "drop_in_body"}:
         return Dropped(reply.cut_body, headers=reply.headers)
+    if reply.exact is not None:
+        return Response(reply.exact[0], reply.status or 200, {**reply.headers, "content-type": reply.exact[1]})
     body = reply.cut_body or encoded(reply.answer)
     return Response(body, reply.status or 200, {**reply.headers, "content-type": JSON_TYPE})
 

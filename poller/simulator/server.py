@@ -1,8 +1,9 @@
 """Settings go in; a broker that answers like Kiwoom's comes out, on a socket of its own, its market included.
 
-Time, tokens and limits are real here; everything else is worked out by the pure modules beside this one. The surprise:
-answers are worked out in a thread, one at a time, because the market may have hours to catch up with and the event
-loop it shares with the client must not stand still for that.
+What is asked and what is said is worked out by the pure modules beside this one; time comes from the clock that is
+handed over. The surprise: on a socket answers are worked out in a thread, one at a time, because the market may have
+hours to catch up with and the event loop it shares with the client must not stand still for that. Who asks without a
+socket gets them in the loop.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import contextlib
 import json
 import os
 import socket
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import uvicorn
@@ -27,6 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from poller.clock import Clock
 from poller.session import KST, Calendar
 from poller.simulator.answers import SUCCESS, Page, answer, emptied
 from poller.simulator.checks import (
@@ -49,6 +51,7 @@ from poller.simulator.market import Market
 from poller.simulator.replies import Reply, refused, response, spoiled
 from poller.simulator.tokens import Tokens
 
+TOKEN_PATH, REVOKE_PATH = "/oauth2/token", "/oauth2/revoke"
 WITHOUT_ANSWER: frozenset[Fault] = frozenset({"http_500", "html", "drop"})
 
 
@@ -66,10 +69,22 @@ class SimulatorSettings:
 
 
 class Simulator:
-    """The broker: what it knows, what it counts, and how it answers."""
+    """The broker: what it knows, what it counts, and how it answers.
 
-    def __init__(self, settings: SimulatorSettings, ledger: Ledger) -> None:
-        now, calendar = datetime.now(KST), Calendar()
+    `token_text` makes up the tokens. With `in_thread` answers are worked out beside the event loop.
+    """
+
+    def __init__(
+        self,
+        settings: SimulatorSettings,
+        ledger: Ledger,
+        time: Clock | None = None,
+        *,
+        token_text: Callable[[], str] = lambda: token_urlsafe(48),
+        in_thread: bool = False,
+    ) -> None:
+        self._time = time or Clock()
+        now, calendar = self._now(), Calendar()
         self.settings = settings
         self.clock = settings.clock or MarketClock(default_start(now, calendar), now, calendar=calendar)
         self.market = Market(settings.seed, self.clock.calendar)
@@ -77,56 +92,54 @@ class Simulator:
         self.refusals = 0
         self.faults_served: dict[str, int] = Counter()
         self._ledger = ledger
-        self._tokens = Tokens(settings.keys)
+        self._tokens = Tokens(settings.keys, token_text)
         self._limit = Limit(1 if settings.mock else settings.limit_per_s)
         self._faults = Faults(settings.faults, settings.seed)
-        self._one_at_a_time = asyncio.Lock()
+        self._in_thread, self._one_at_a_time = in_thread, asyncio.Lock()
 
     @property
     def tokens_issued(self) -> int:
         """How many tokens were handed out."""
         return self._tokens.issued
 
+    def _now(self) -> datetime:
+        return self._time.now().astimezone(KST)
+
     def market_now(self) -> datetime:
         """The time in the made-up market."""
-        return self.clock.at(datetime.now(KST))
+        return self.clock.at(self._now())
 
     def catch_up(self) -> None:
         """Bring the market to its present."""
         self.market.at(self.market_now())
 
-    async def token(self, request: Request) -> Response:
-        """`POST /oauth2/token`."""
-        return await self._token_call(request, revoke=False)
+    async def call(self, path: str, headers: Mapping[str, str], content: bytes) -> Reply:
+        """The reply to a POST; which report is asked for, the header `api-id` says."""
+        body = _json_object(content)
+        if path in (TOKEN_PATH, REVOKE_PATH):
+            return self._token_call(body or {}, revoke=path == REVOKE_PATH)
+        return await self._data(Asked(path, headers, body))
 
-    async def revoke(self, request: Request) -> Response:
-        """`POST /oauth2/revoke`."""
-        return await self._token_call(request, revoke=True)
-
-    async def _token_call(self, request: Request, *, revoke: bool) -> Response:
-        body = await _json_object(request) or {}
+    def _token_call(self, body: Mapping[str, Any], *, revoke: bool) -> Reply:
         if self.settings.mock:
-            self._limit.count(None, time.monotonic())
+            self._limit.count(None, self._time.monotonic_s())
         if self._faults.spoils_token_call():
             self.faults_served["html"] += 1
-            return response(Reply(None, fault="html"))
+            return Reply(None, fault="html")
         try:
-            done = self._tokens.revoke(body) if revoke else self._tokens.issue(body, datetime.now(KST))
+            return Reply(self._tokens.revoke(body) if revoke else self._tokens.issue(body, self._now()))
         except Refusal as refusal:
-            return response(refused(refusal, None))
-        return response(Reply(done))
+            return refused(refusal, None)
 
-    async def data(self, request: Request) -> Response:
-        """All reports: which one, the header `api-id` says."""
+    async def _data(self, asked: Asked) -> Reply:
         self.requests += 1
-        arrived = datetime.now(KST)
-        asked = Asked(request.url.path, request.headers, await _json_object(request))
+        arrived = self._now()
         fault: Fault | None = None
         at_market = self.clock.at(arrived)
         try:
             token = check_headers(asked)
             self._admit(asked, token, arrived)
-            fault = self._faults.draw(time.monotonic())
+            fault = self._faults.draw(self._time.monotonic_s())
             self._refuse_by(fault, token)
             reply = Reply(None, fault=fault)
             if fault not in WITHOUT_ANSWER:
@@ -140,7 +153,7 @@ class Simulator:
         if fault:
             self.faults_served[fault] += 1
         self._ledger.note(asked, reply, at_real=arrived, at_market=at_market)
-        return response(reply)
+        return reply
 
     def _admit(self, asked: Asked, token: str, now: datetime) -> None:
         """Let a request in if its token is alive and its second not yet full."""
@@ -148,7 +161,7 @@ class Simulator:
         if app_key is None:
             raise dead_token()
         kind = None if self.settings.mock else (app_key, asked.api_id)
-        if not self._limit.admits(kind, time.monotonic()):
+        if not self._limit.admits(kind, self._time.monotonic_s()):
             self.refusals += 1
             raise over_limit(self._limit.per_s, asked.api_id)
 
@@ -168,7 +181,8 @@ class Simulator:
         async with self._one_at_a_time:
             # Read here and not at arrival: requests that overtake each other would send the market back in time.
             moment = self.market_now()
-            page = await asyncio.to_thread(self._page, asked.api_id, body, position, moment)
+            ask = (asked.api_id, body, position, moment)
+            page = await asyncio.to_thread(self._page, *ask) if self._in_thread else self._page(*ask)
         elements = emptied(page.elements) if fault == "empty" else page.elements
         headers = {}
         if page.next_position is not None and fault != "empty":
@@ -179,9 +193,9 @@ class Simulator:
         return answer(api_id, self.market.at(moment), body, position)
 
 
-async def _json_object(request: Request) -> dict[str, Any] | None:
+def _json_object(content: bytes) -> dict[str, Any] | None:
     try:
-        body = json.loads(await request.body())
+        body = json.loads(content)
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
@@ -228,14 +242,12 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _web_server(simulator: Simulator) -> _Server:
-    routes = [
-        Route("/oauth2/token", simulator.token, methods=["POST"]),
-        Route("/oauth2/revoke", simulator.revoke, methods=["POST"]),
-        Route(SECTORS_PATH, simulator.data, methods=["POST"]),
-        Route(STOCK_INFO_PATH, simulator.data, methods=["POST"]),
-    ]
+    async def answered(request: Request) -> Response:
+        return response(await simulator.call(request.url.path, request.headers, await request.body()))
+
+    paths = (TOKEN_PATH, REVOKE_PATH, SECTORS_PATH, STOCK_INFO_PATH)
     config = uvicorn.Config(
-        Starlette(routes=routes),
+        Starlette(routes=[Route(path, answered, methods=["POST"]) for path in paths]),
         http=_Protocol,
         ws="none",
         lifespan="off",
@@ -250,11 +262,11 @@ def _web_server(simulator: Simulator) -> _Server:
 
 @contextlib.asynccontextmanager
 async def serving(
-    settings: SimulatorSettings, *, host: str = "127.0.0.1", port: int = 0
+    settings: SimulatorSettings, *, host: str = "127.0.0.1", port: int = 0, kind: Callable[..., Simulator] = Simulator
 ) -> AsyncIterator[tuple[Simulator, str]]:
-    """Serve in the running event loop; yields the simulator and its base URL."""
+    """Serve in the running event loop; yields the simulator, which is of this `kind`, and its base URL."""
     with contextlib.closing(_listening(host, port)) as listener, Ledger(settings.ledger) as ledger:
-        simulator = Simulator(settings, ledger)
+        simulator = kind(settings, ledger, in_thread=True)
         await asyncio.to_thread(simulator.catch_up)
         address = f"[{host}]" if ":" in host else host
         base_url = f"http://{address}:{listener.getsockname()[1]}"

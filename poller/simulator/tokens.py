@@ -6,9 +6,8 @@ two processes that each sign in on their own keep throwing each other out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from secrets import token_urlsafe
 from typing import Any
 
 from poller.session import KST
@@ -19,10 +18,13 @@ TOKEN_LIVES = timedelta(hours=24)
 
 
 class Tokens:
-    """All live tokens. `keys` is the only accepted pair; None accepts every pair."""
+    """All live tokens. `keys` is the only accepted pair, None accepts every pair; `text` makes up a token.
 
-    def __init__(self, keys: tuple[str, str] | None) -> None:
-        self._keys = keys
+    Two servers must not make up the same texts: a client would take a token of the last one for a fresh one.
+    """
+
+    def __init__(self, keys: tuple[str, str] | None, text: Callable[[], str]) -> None:
+        self._keys, self._text = keys, text
         self._live: dict[str, tuple[str, datetime]] = {}
         self.issued = 0
 
@@ -35,7 +37,7 @@ class Tokens:
             raise _refused(8012, "grant_type의 값이 맞지 않습니다", return_code=2)
         app_key = self._verified(body)
         self._live = {token: owner for token, owner in self._live.items() if owner[0] != app_key}
-        token, expires = token_urlsafe(48), now + TOKEN_LIVES
+        token, expires = self._text(), now + TOKEN_LIVES
         self._live[token] = (app_key, expires)
         self.issued += 1
         expires_dt = expires.astimezone(KST).strftime("%Y%m%d%H%M%S")

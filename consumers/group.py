@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from consumers.clock import monotonic_s
 from poller.contract import Entry, Keys, decode
 
 BATCH = 500
@@ -206,11 +206,11 @@ class Membership:
 
     async def _take_lease(self) -> bool:
         held = await self._hold(keys=[self._active], args=[self._holder, int(LEASE_S * 1000)])
-        self._renew_at_s = time.monotonic() + LEASE_S / 3
+        self._renew_at_s = monotonic_s() + LEASE_S / 3
         return bool(held == self._holder)
 
     async def _keep_lease(self) -> None:
-        if self._alone and time.monotonic() >= self._renew_at_s and not await self._take_lease():
+        if self._alone and monotonic_s() >= self._renew_at_s and not await self._take_lease():
             raise LeaseLost(f"another member of {self.group} is active on {self.tr}")
 
     async def _let_go(self) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from poller.store import LEASE_S
 from tests import checker
 from tests.holding_proxy import HoldingProxy
 from tests.servers import RealServer, free_port, running
@@ -524,6 +526,35 @@ async def test_two_pollers_share_the_work_of_one(story: Story, server: RealServe
     assert leaders == [poller.name for poller in story.pollers]
     assert checked.epochs >= 3
     assert not direct.exists("sectorwire:leader"), "the last one gave up its lead"
+
+
+async def test_a_leader_that_was_paused_past_its_lease_wakes_up_as_a_standby(
+    story: Story, server: RealServer, direct: Any
+) -> None:
+    """A laptop's lid, a stopped virtual machine: its clock jumps, another leads by now, and it must not say a word."""
+    await story.open(long_walk=False)
+    first = story.poll(server.url)
+    await until(lambda: first.said("lead.taken"), "the first to lead")
+    await published(direct, 50)
+    second = story.poll(server.url)
+    await until(lambda: second.said("lead.awaited"), "the second to stand by")
+
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        await until(lambda: second.said("lead.taken"), "the second to follow within a lease", LEASE_S + 3)
+        told = len(first.said("change.published"))
+        await published(direct, 50)
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+    await until(lambda: first.said("lead.lost"), "the first to notice")
+    await until(lambda: len(first.said("lead.awaited")) >= 1, "the first to stand by")
+    await published(direct, 100)
+
+    assert len(first.said("change.published")) == told
+    assert len(first.said("lead.taken")) == 1
+    await first.stop()
+    checked = await story.close(server.url)
+    assert checked.epochs >= 2
 
 
 async def test_a_poller_that_stands_by_stops_as_well(story: Story, server: RealServer) -> None:

@@ -59,13 +59,22 @@ async def test_a_walk_collects_every_page_and_resends_the_same_body(fake_redis: 
 @pytest.mark.parametrize(
     ("answers", "why"),
     [
-        ([page("000020", more="a"), page("000040", more="a")], "repeats its next-key"),
+        ([page("000020", more="a"), page("000040", more="a")], "page 2 repeats its next-key"),
+        (
+            [page("000020", more="a"), page("000040", more="b"), page("000050", more="a")],
+            "page 3 repeats its next-key: the walk goes in a circle",
+        ),
+        ([page("000020", more="a"), page("000020", more="b")], "page 2 brings no row that is new"),
+        (
+            [page("000020", "000040", more="a"), page("000050", more="b"), page("000040", "000020")],
+            "page 3 brings no row that is new: two pages were mixed up",
+        ),
         ([page("000020", more="a"), page(more="b")], "is empty"),
         (
             [httpx.Response(200, json={"inds_stkpc": [{"stk_cd": "1"}], **OK}, headers={"cont-yn": "Y"})],
             "without a next-key",
         ),
-        ([page("000020", more=str(number)) for number in range(60)], "more than 60 pages"),
+        ([page(f"{number:06}", more=f"after {number}") for number in range(60)], "more than 60 pages"),
     ],
 )
 async def test_a_walk_that_cannot_be_finished_is_not_whole(fake_redis: Redis, answers: list[httpx.Response], why: str):
@@ -75,6 +84,41 @@ async def test_a_walk_that_cannot_be_finished_is_not_whole(fake_redis: Redis, an
             await client.fetch(STOCKS)
 
     assert len(error.value.bodies) == len(answers)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [page("000020", "000040", more="a"), page("000040", "000050")],
+        [page("000020", "000020", more="a"), page("000040")],
+        [page("000020", more="a"), page()],
+    ],
+    ids=["a row slid over the border", "a code repeated within a page", "an empty last page"],
+)
+async def test_a_later_page_may_repeat_rows_as_long_as_it_is_not_an_earlier_one(
+    fake_redis: Redis, pages: list[httpx.Response]
+):
+    """The pages of a live market are not one instant; and a broker that counts in hundreds may end on nothing."""
+    async with broker_for(fake_redis, Script(*pages), Clock()) as client:
+        answer = await client.fetch(STOCKS)
+
+    assert len(answer.pages) == 2
+
+
+async def test_rows_before_the_opening_have_no_time_and_are_told_apart_all_the_same(fake_redis: Redis):
+    """ka20001 may leave the time empty then; two pages of such rows are two pages."""
+
+    def ticks(volume: str, more: str = "") -> httpx.Response:
+        body = {"cur_prc": "1", "inds_cur_prc_tm": [{"tm_n": "", "trde_qty_n": volume}], **OK}
+        return httpx.Response(200, json=body, headers={"cont-yn": "Y", "next-key": more} if more else {})
+
+    quote = tr_named("ka20001").target({"inds_cd": "001"})
+    async with broker_for(fake_redis, Script(ticks("1", more="a"), ticks("2")), Clock()) as client:
+        assert len((await client.fetch(quote)).pages) == 2
+
+    async with broker_for(fake_redis, Script(ticks("1", more="a"), ticks("1")), Clock()) as client:
+        with pytest.raises(NotWhole, match="no row that is new"):
+            await client.fetch(quote)
 
 
 async def test_a_quota_refusal_in_mid_walk_is_not_the_end_of_the_list(fake_redis: Redis):

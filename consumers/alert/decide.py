@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from consumers.alert.rules import Decision, Rule, State, Tick, iso, next_due, retire, steps
+from consumers.clock import utc_now
 from consumers.group import Batch, LeaseLost, Membership
 from poller.contract import Catalogue, Keys, dumps, loads
 
@@ -32,11 +33,6 @@ KEEP_DECISIONS = 100_000
 TRIES = 5
 SERIES = "series:"
 START = "0-0"
-
-
-def utc_now() -> datetime:
-    """The present moment, with its zone."""
-    return datetime.now(UTC)
 
 
 class AlertRole:

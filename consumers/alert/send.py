@@ -8,8 +8,6 @@ answer and writing it down; nothing else is ever sent twice.
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from consumers import clock
 from consumers.alert.delivery import Breaker, Job, Outcome, Pace, Verdict, answered, expired, judge
 from consumers.alert.endpoints import Endpoint
 from consumers.alert.formats import read, render, trial
@@ -149,7 +148,7 @@ class Sender:
 
     async def _active(self) -> bool:
         """Whether this is the one active sender of the endpoint; the breaker comes with the place."""
-        clock_s = time.monotonic()
+        clock_s = clock.monotonic_s()
         if clock_s < self._renew_at_s:
             return clock_s < self._held_until_s
         held = await self._outbox.hold(LEASE_S)
@@ -219,7 +218,7 @@ class Sender:
         now_s = self._now()
         self.failed += not outcome.ok
         self._breaker = self._breaker_after(outcome, now_s)
-        return judge(outcome, claimed.job, now_s=now_s, chance=random.random()), outcome  # noqa: S311 -- jitter
+        return judge(outcome, claimed.job, now_s=now_s, chance=clock.lot()), outcome
 
     def _breaker_after(self, outcome: Outcome, now_s: float) -> Breaker:
         """The breaker, and a line when trouble begins, when it goes on for long, and when it ends."""
@@ -241,7 +240,7 @@ class Sender:
             try:
                 return await self._settle(claimed, verdict, outcome)
             except (RedisError, OSError):
-                await asyncio.sleep(RETRY_S)
+                await clock.pause(RETRY_S)
 
     async def _settle(self, claimed: Claimed, verdict: Verdict, outcome: Outcome | None = None) -> None:
         now_s = self._now()
@@ -303,7 +302,7 @@ class SendRole:
         endpoints: Sequence[Endpoint],
         name: str,
         *,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now_s,
     ) -> None:
         self._now = now
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
@@ -381,14 +380,14 @@ async def list_endpoints(redis: Redis, prefix: str, endpoints: Iterable[Endpoint
     listed = []
     for endpoint in endpoints:
         standing = await Outbox(redis, prefix, endpoint.name).standing()
-        words = standing.breaker.words(time.time())
+        words = standing.breaker.words(clock.now_s())
         listed.append(EndpointStatus(endpoint.name, endpoint.format, endpoint.host, words, standing))
     return listed
 
 
 async def test_endpoint(endpoint: Endpoint) -> Outcome:
     """Send a message that is marked as a test, by the way every alert takes, and say what came of it."""
-    now_s = time.time()
+    now_s = clock.now_s()
     written = datetime.fromtimestamp(now_s, KST).isoformat(timespec="milliseconds")
     decision = trial(endpoint.name, id_=f"test-{int(now_s * 1000)}", time=written)
     courier = Courier(endpoint)
@@ -408,6 +407,6 @@ async def redrive(redis: Redis, prefix: str, endpoint: Endpoint, ids: Sequence[s
 
     An endpoint that was switched off by a 410 is switched on again, also where nothing is dead.
     """
-    now_s = time.time()
+    now_s = clock.now_s()
     outbox = Outbox(redis, prefix, endpoint.name)
     return await outbox.redrive(ids, expires_s=now_s + endpoint.expires_after_s, now_s=now_s)

@@ -15,9 +15,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import date
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +27,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import structlog
-from rich.console import Group
+from rich.console import Console, Group
 from rich.text import Text
 
 from consumers import tail
@@ -36,9 +38,11 @@ from consumers.alert.rules import RuleError
 from consumers.service import ConsumerSettings, Desk, Roles, checked_desk, roles_of
 from poller import commands
 from poller.catalogue import described, tr_named
-from poller.contract import Catalogue, dumps
+from poller.clock import Clock
+from poller.contract import Catalogue, Entry, dumps
 from poller.demo import HOOK_SECRET_ENV, MarketTimetable, Pendulum, new_secrets, write_plan
 from poller.errors import BrokerError
+from poller.reload import Plan, Reloader
 from poller.schedule import Poller
 from poller.service import Bus, open_bus, open_desk
 from poller.settings import (
@@ -48,7 +52,7 @@ from poller.settings import (
     checked,
     find_config,
     load_settings,
-    read_secrets,
+    read_keys,
     read_toml,
 )
 from poller.store import StoreError
@@ -82,9 +86,11 @@ look
 
 repair
   endpoints   list, test, dead, redrive: where alerts go, and what did not get there
+  quarantine  list, show, retry: answers that could not be read
 
 develop
-  simulate    the made-up market as a server of its own
+  simulate    the made-up market as a server of its own; --replay DIR a recorded day
+  replay      a recorded day decided again: what would have been published
 
 sectorwire COMMAND --help explains each. Errors are one line; --debug adds the traceback.
 Exit status: 0 well, 1 failed while running, 2 wrong usage or configuration.
@@ -137,13 +143,13 @@ def _parser() -> _Parser:
         command("init", "write a commented configuration for the mock server", commands.init),
         command("check", "prove that the plan fits the broker's limits, and that rules and endpoints are right", check),
     )
-    command("poll", "poll, and publish changes to the streams, until Ctrl-C or SIGTERM", commands.poll)
+    _record_option(command("poll", "poll, and publish changes to the streams, until Ctrl-C or SIGTERM", commands.poll))
     _look_options(
         command("once", "one poll, printed; nothing is published", commands.ask),
         command("tail", "changes as they come", follow),
         command("status", "targets with their freshness", commands.show_status),
     )
-    command("run", "every role in one process, until Ctrl-C or SIGTERM", run)
+    _record_option(command("run", "every role in one process, until Ctrl-C or SIGTERM", run))
     command("alert", "decide and send alerts, until Ctrl-C or SIGTERM", alert)
     _archive_options(command("archive", "archive until Ctrl-C or SIGTERM, or answer a question asked of it", archive))
     _endpoint_options(command("endpoints", "how things stand with the endpoints of alerts", endpoints))
@@ -151,7 +157,9 @@ def _parser() -> _Parser:
         command("catalogue", "what each report holds", commands.catalogue, config=False),
         command("schema", "the stream's contract as an AsyncAPI document", commands.schema, config=False),
     )
+    _quarantine_options(command("quarantine", "answers that could not be read", commands.quarantine))
     _simulate_options(command("simulate", "the made-up market as a server", commands.simulate, config=False))
+    _replay_options(command("replay", "a recorded day decided again: what would have been published", replay))
     return parser
 
 
@@ -164,6 +172,10 @@ def _start_options(
     init.add_argument("--real", action="store_true", help="for the real server")
     init.add_argument("--force", action="store_true", help="overwrite a file that exists")
     check.add_argument("--online", action="store_true", help="sign in, and ask one target of each TR")
+
+
+def _record_option(role: argparse.ArgumentParser) -> None:
+    role.add_argument("--record", type=Path, metavar="DIR", help="keep every answer there, in a file for each day")
 
 
 def _look_options(
@@ -214,7 +226,24 @@ def _endpoint_options(endpoints: argparse.ArgumentParser) -> None:
         action = _part(actions, name, about)
         action.add_argument("name", metavar="ENDPOINT")
         if name == "redrive":
-            action.add_argument("ids", nargs="*", metavar="ID", help="default: all of them")
+            action.add_argument("ids", nargs="*", default=[], metavar="ID", help="default: all of them")
+
+
+def _quarantine_options(quarantine: argparse.ArgumentParser) -> None:
+    actions = quarantine.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    _part(actions, "list", "what is there, newest first").add_argument(
+        "--json", action="store_true", default=False, help="for programs"
+    )
+    _part(actions, "show", "one answer, with why and where").add_argument("id", metavar="ID")
+    retry = _part(actions, "retry", "read again with today's declarations; what can be read now is removed")
+    retry.add_argument("ids", nargs="*", default=[], metavar="ID", help="default: all of them")
+
+
+def _replay_options(replay: argparse.ArgumentParser) -> None:
+    replay.add_argument("dir", type=Path, metavar="DIR", help="where `sectorwire poll --record DIR` wrote")
+    replay.add_argument("--day", type=_day, metavar="DAY", help="only this day, such as 2026-11-23")
+    replay.add_argument("--top", type=_count, metavar="N", help="of each poll only the N largest moves")
+    replay.add_argument("--json", action="store_true", help="one entry a line")
 
 
 def _part(parts: argparse._SubParsersAction[_Parser], name: str, about: str) -> _Parser:
@@ -238,6 +267,7 @@ def _simulate_options(simulate: argparse.ArgumentParser) -> None:
     add("--mock", action="store_true", help="one request a second over everything, as the mock server")
     add("--check-keys", action="store_true", help="accept only the pair in KIWOOM_APP_KEY and KIWOOM_SECRET_KEY")
     add("--ledger", type=Path, metavar="FILE", help="write down every answer that was served")
+    add("--replay", type=Path, metavar="DIR", help="serve a recorded day, by default the oldest there, else --start's")
 
 
 def _count(text: str) -> int:
@@ -245,6 +275,13 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return number
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a day such as 2026-11-23") from None
 
 
 def _positive(text: str) -> float:
@@ -297,12 +334,26 @@ async def _print_changes(
     console = commands.stdout()
     batches = tail.follow(bus.redis, settings.bus.prefix, catalogue, from_start=from_start, over=stop.is_set)
     async for entries in batches:
-        if as_json:
-            for entry in entries:
-                print(dumps({**entry.model_dump(exclude={"time"}), "time": entry.data["observed_at"]}), flush=True)
-        else:
-            for line in tail.lines(entries, catalogue, top):
-                console.print(line, no_wrap=True, overflow="ellipsis")
+        _print_entries(console, entries, catalogue, top, as_json=as_json)
+
+
+def _print_entries(
+    console: Console, entries: Sequence[Entry], catalogue: Catalogue, top: int | None, *, as_json: bool
+) -> None:
+    if as_json:
+        for entry in entries:
+            print(dumps({**entry.model_dump(exclude={"time"}), "time": entry.data["observed_at"]}), flush=True)
+        return
+    for line in tail.lines(entries, catalogue, top):
+        console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Print what a poller would have published from a recording."""
+    console, catalogue = commands.stdout(), described()
+    for entries in commands.replayed(args):
+        _print_entries(console, entries, catalogue, args.top, as_json=args.json)
+    return 0
 
 
 async def demo(args: argparse.Namespace) -> int:
@@ -313,7 +364,7 @@ async def demo(args: argparse.Namespace) -> int:
         raise ConfigError("the demo needs extras: pip install 'sectorwire[embedded,simulator,archive]'") from error
     stop, catalogue, console = commands.stop_on_signals(), described(), commands.stdout()
     args.data.mkdir(parents=True, exist_ok=True)
-    pendulum = Pendulum(args.data, datetime.now(UTC))
+    pendulum = Pendulum(args.data, Clock().now())
     if args.seconds:
         asyncio.get_running_loop().call_later(args.seconds, stop.set)
     secret = f"whsec_{base64.b64encode(os.urandom(24)).decode()}"
@@ -331,7 +382,7 @@ async def demo(args: argparse.Namespace) -> int:
         bus = await stack.enter_async_context(open_bus(settings))
         readers = await stack.enter_async_context(bus.readers("sectorwire-demo"))
         market = MarketTimetable(pendulum.clock)
-        polling = await stack.enter_async_context(open_desk(settings, new_secrets(), bus, timetable=market))
+        polling = await stack.enter_async_context(open_desk(settings, [new_secrets()], bus, timetable=market))
         poller = Poller(settings.jobs(), polling, commands.upkeep_of(settings))
         roles = roles_of(desk, readers, settings.bus.prefix, catalogue)
         console.print(_demo_banner(settings, bus, args.data))
@@ -350,12 +401,12 @@ async def demo(args: argparse.Namespace) -> int:
 async def _swing(pendulum: Pendulum, stop: asyncio.Event) -> None:
     """Write the market's time down every second, so that even a killed demo goes on where it was."""
     while not stop.is_set():
-        pendulum.remember(datetime.now(UTC))
+        pendulum.remember(Clock().now())
         try:
             await asyncio.wait_for(stop.wait(), 1.0)
         except TimeoutError:
             continue
-    pendulum.remember(datetime.now(UTC))
+    pendulum.remember(Clock().now())
 
 
 def _demo_banner(settings: Settings, bus: Bus, data: Path) -> Text:
@@ -424,18 +475,31 @@ async def check(args: argparse.Namespace) -> int:
 
 async def run(args: argparse.Namespace) -> int:
     """Every role in one process, until Ctrl-C or SIGTERM."""
-    path, stop, secrets = find_config(args.config, os.environ), commands.stop_on_signals(), read_secrets(os.environ)
-    settings, desk = load_settings(path), _desk_of(path, os.environ)
-    commands.fitting(settings, settings.jobs())
+    path, stop = find_config(args.config, os.environ), commands.stop_on_signals()
+    reloader, desk = Reloader(path, partial(_whole_plan, path)), _desk_of(path, os.environ)
+    settings = reloader.plan.settings
+    keys = read_keys(settings.kiwoom, os.environ)
+    commands.reload_on_hangup(reloader)
     async with open_bus(settings) as bus, bus.readers("sectorwire-run") as readers:
         roles = roles_of(desk, readers, settings.bus.prefix, described())
-        async with open_desk(settings, secrets, bus) as polling, asyncio.TaskGroup() as tasks:
+        async with open_desk(settings, keys, bus) as polling, asyncio.TaskGroup() as tasks:
             tasks.create_task(roles.run(stop))
             try:
-                await Poller(settings.jobs(), polling, commands.upkeep_of(settings)).run(stop)
+                with commands.recording(args.record, polling):
+                    await commands.poll_by(reloader, polling, stop)
             finally:
                 stop.set()
     return 0
+
+
+def _whole_plan(path: Path) -> Plan:
+    """The plan of a whole configuration, whose rules and endpoints have to be right although they are not reloaded."""
+    try:
+        _desk_of(path, os.environ)
+    except (RuleError, EndpointError) as error:
+        raise ConfigError(str(error)) from error
+    apart = {name: part for name, part in read_toml(path).items() if name in CONSUMER_SECTIONS}
+    return replace(commands.plan_of(path), apart=apart)
 
 
 async def alert(args: argparse.Namespace) -> int:
@@ -550,7 +614,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if args.help else 2
         _set_up_logs(debug=debug, quiet=args.command not in SERVICES)
         outcome = args.call(args)
-        return int(asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)
+        return int(_awaited(outcome) if inspect.iscoroutine(outcome) else outcome)
     except (UsageError, ConfigError, BadRequest, RuleError, EndpointError) as error:
         return _failed(error, 2, debug=debug)
     except BrokenPipeError:  # `sectorwire tail | head`: whoever read us has enough
@@ -560,6 +624,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, 1, debug=debug)
     except KeyboardInterrupt:
         return 130
+
+
+def _awaited(outcome: Coroutine[Any, Any, int]) -> int:
+    """The exit status of a command; of several roles that ended together, the first one's error tells why."""
+    try:
+        return asyncio.run(outcome)
+    except ExceptionGroup as group:
+        first: Exception = group
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
 
 
 def _failed(error: Exception, status: int, *, debug: bool) -> int:

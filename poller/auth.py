@@ -1,25 +1,28 @@
 """An app key goes in; one live token for all its processes comes out, and a new one when that has died.
 
 The surprise: issuing a token kills the key's former one, so every process has to take the same, from Redis, and a new
-one is issued only by whoever finds the stored token to be the one that failed.
+one is issued only by whoever finds the stored token to be the one that failed: at most one per death, and one more for
+each issuer that crashes between issuing and writing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import cast
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from poller.clock import Clock
+from poller.clock import Clock, pause
 from poller.contract import Keys
-from poller.errors import GiveUp, TryLater
+from poller.errors import GiveUp, NotAsked, TryLater
 from poller.session import KST
 
 RENEW_EARLY = timedelta(minutes=10)
@@ -33,6 +36,26 @@ ISSUE_TRIES = 3
 """8006 and 8009 pass by themselves or not at all."""
 
 LOCK_S = 15.0
+ISSUE_S = 12.0
+"""Less than the lock lives: whoever takes longer gives up before another may begin."""
+
+LET_GO = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+return 0
+"""
+"""A lock that ran out may be another's by now."""
+
+SWAP = """
+local stored = redis.call('HGET', KEYS[1], 'token')
+if stored and stored ~= ARGV[1] then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'ends', ARGV[3], 'refused_at', ARGV[4])
+return redis.call('EXPIRE', KEYS[1], ARGV[5])
+"""
+"""A token is stored only in the place of the one that failed, or where there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +88,10 @@ class Tokens:
         hashed = hashlib.sha256(app_key.get_secret_value().encode()).hexdigest()[:16]
         self._key = Keys(prefix).token(hashed)
         self._redis, self._issue, self._clock = redis, issue, clock
+        self._let_go, self._swap = redis.register_script(LET_GO), redis.register_script(SWAP)
         self._lock = asyncio.Lock()
         self._token: Token | None = None
+        self._unwritten: Token | None = None
         self._issue_failures = 0
 
     async def current(self) -> SecretStr:
@@ -89,6 +114,14 @@ class Tokens:
             token = await self._replace(token)
         return token.text
 
+    async def without_issuing(self) -> SecretStr | None:
+        """The token that everybody uses, if there is one that has not ended. Raises TryLater."""
+        try:
+            token = self._token or await self._stored()
+        except (RedisError, OSError) as error:
+            raise _unshared(error) from error
+        return token.text if token is not None and not self._ends_soon(token) else None
+
     def _ends_soon(self, token: Token) -> bool:
         return self._clock.now() > token.ends - RENEW_EARLY
 
@@ -99,22 +132,39 @@ class Tokens:
             try:
                 self._token = await self._shared(failed)
             except (RedisError, OSError) as error:
-                raise TryLater(f"the token cannot be shared, no server answers: {error}", everywhere=True) from error
+                raise _unshared(error) from error
+            self._unwritten = None
             return self._token
 
     async def _shared(self, failed: Token | None) -> Token:
         deadline_s = self._clock.monotonic_s() + LOCK_S
         while self._clock.monotonic_s() < deadline_s:
             stored = await self._stored()
-            if stored and not self._ends_soon(stored) and (failed is None or stored.text != failed.text):
+            if stored is not None and self._is_good(stored, failed):
                 return stored
-            if await self._redis.set(f"{self._key}:lock", "1", nx=True, px=int(LOCK_S * 1000)):
-                try:
+            async with self._locked() as mine:
+                if mine:
+                    stored = await self._stored()  # somebody may have issued one before we had the lock
+                    if stored is not None and self._is_good(stored, failed):
+                        return stored
                     return await self._issue_new(stored)
-                finally:
-                    await self._redis.delete(f"{self._key}:lock")
-            await asyncio.sleep(0.2)  # another process is issuing one
-        raise TryLater("another process has been issuing a token for too long", everywhere=True)
+            await pause(0.2)  # another process is issuing one
+        raise NotAsked("another process has been issuing a token for too long", everywhere=True)
+
+    def _is_good(self, stored: Token, failed: Token | None) -> bool:
+        return not self._ends_soon(stored) and (failed is None or stored.text != failed.text)
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[bool]:
+        """Whether the right to issue is ours, which ends here, and in any case after `LOCK_S`."""
+        nonce, key = secrets.token_hex(8), f"{self._key}:lock"
+        mine = bool(await self._redis.set(key, nonce, nx=True, px=int(LOCK_S * 1000)))
+        try:
+            yield mine
+        finally:
+            if mine:
+                with suppress(RedisError, OSError):  # it runs out by itself
+                    await self._let_go(keys=[key], args=[nonce])
 
     async def _stored(self) -> Token | None:
         fields = cast("dict[str, str]", await self._redis.hgetall(self._key))
@@ -128,23 +178,28 @@ class Tokens:
         if stored and not self._ends_soon(stored):  # it was refused, else it would be in use
             if refused_at and now - refused_at < timedelta(seconds=COOL_DOWN_S):
                 wait_s = COOL_DOWN_S - (now - refused_at).total_seconds()
-                raise TryLater("a fresh token was refused; the next is issued later", wait_s=wait_s, everywhere=True)
+                raise NotAsked("a fresh token was refused; the next is issued later", wait_s=wait_s, everywhere=True)
             refused_at = now
-        token = replace(await self._issued(), refused_at=refused_at)
-        fields: dict[Any, Any] = {
-            "token": token.text.get_secret_value(),
-            "ends": token.ends.isoformat(),
-            "refused_at": refused_at.isoformat() if refused_at else "",
-        }
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(self._key, mapping=fields)
-            pipeline.expire(self._key, max(1, int((token.ends - now).total_seconds() + COOL_DOWN_S)))
-            await pipeline.execute()
-        return token
+        if self._unwritten is None or self._ends_soon(self._unwritten):
+            self._unwritten = replace(await self._issued(), refused_at=refused_at)
+        token = self._unwritten  # kept until it is written, else a server lost just now would cost a second one
+        return token if await self._write(token, stored) else await self._stored() or token
+
+    async def _write(self, token: Token, stored: Token | None) -> bool:
+        """Put a token in the place of the stored one; False where that is another one by now."""
+        life_s = (token.ends - self._clock.now()).total_seconds() + COOL_DOWN_S
+        failed = stored.text.get_secret_value() if stored else ""
+        refused_at = token.refused_at.isoformat() if token.refused_at else ""
+        texts = [failed, token.text.get_secret_value(), token.ends.isoformat(), refused_at]
+        arguments = [*texts, str(max(1, int(life_s)))]
+        return bool(await self._swap(keys=[self._key], args=arguments))
 
     async def _issued(self) -> Token:
         try:
-            token = await self._issue()
+            async with asyncio.timeout(ISSUE_S):
+                token = await self._issue()
+        except TimeoutError as error:
+            raise TryLater(f"no token was issued within {ISSUE_S:g}s", everywhere=True) from error
         except TryLater as error:
             self._issue_failures += 1 if error.code in {8006, 8009} else 0
             if self._issue_failures >= ISSUE_TRIES:
@@ -152,3 +207,7 @@ class Tokens:
             raise
         self._issue_failures = 0
         return token
+
+
+def _unshared(error: Exception) -> NotAsked:
+    return NotAsked(f"the token cannot be shared, no server answers: {error}", everywhere=True)

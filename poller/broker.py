@@ -286,13 +286,13 @@ class Broker:
         }
         headers = {"api-id": TOKEN_API_ID}
         response = await self._post("/oauth2/token", TOKEN_API_ID, credentials, headers, AT_ONCE)
-        body = json_object(self._without_secrets(response.content, NO_TOKEN))
+        body = json_object(self._without_secrets(response.content, NO_TOKEN))  # its message may end up in a log
         try:
             raise_for_answer(response.status_code, body, asked="the token call", html=_is_html(response))
         except (SignInAgain, SkipTarget, GiveUp) as error:  # whatever it is, it stands in the way of every TR
             raise GiveUp(str(error), code=error.code, scope="key") from error
         self.counts.tokens += 1
-        return token_of(body or {}, self._clock.now())
+        return token_of(json_object(response.content) or {}, self._clock.now())
 
 
 def _is_loopback(url: str) -> bool:

@@ -222,7 +222,7 @@ class Share:
         return longest_s + min(longest_s, (self.requests_per_round + 1) * self.limit.slot_s + USUAL_LATENCY_S)
 
     def remedy(self) -> str:
-        """The arithmetic, and the ways out with the numbers filled in: longer intervals, fewer targets, a higher rate."""
+        """The arithmetic, and the ways out with their numbers: longer intervals, fewer targets, a higher rate."""
         told = (
             f"{self.name}: {self.targets} targets need {self.needed_per_s:.2f} requests/s, {self.allowed_per_s:.2f} "
             f"are allowed, and intervals count in whole requests of {self.limit.slot_s:.2f}s: {self.used_pct:.0f} %"

@@ -1,4 +1,4 @@
-"""The one place that reads a clock, so that everything else can be given another."""
+"""The one place that reads a clock or sleeps, so that everything else can be given another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+
+
+async def pause(seconds: float) -> None:
+    """Sleep, where there is nothing to wait for but time."""
+    await asyncio.sleep(seconds)
 
 
 class Clock:

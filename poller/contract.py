@@ -25,6 +25,9 @@ Mode = Literal["document", "keyed", "append"]
 ROW_TYPE = "sectorwire.row."
 NOTICE_TYPE = "sectorwire."
 DOCUMENT_KEY = "-"
+ONLY_KEY, EVERYTHING = "default", "*"
+"""The name of an app key that has none, and what stands for the broker as a whole beside the names of keys."""
+
 RESERVED = frozenset({
     "tr", "target", "table", "key", "op", "changed", "before", "after", "observed_from", "observed_at", "published_at",
     "trading_day", "session", "epoch", "version", "seq", "event_id", "stream_id", "suspect", "extra", "label",
@@ -50,6 +53,15 @@ class Keys:
     def leader(self) -> str:
         """Which poller leads now."""
         return f"{self.prefix}:leader"
+
+    @property
+    def app_keys(self) -> str:
+        """How each app key is, by its name in the configuration; the broker as a whole under `*`."""
+        return f"{self.prefix}:keys"
+
+    def slot(self, limit: str) -> str:
+        """The request slot that processes share: a TR's for people's questions, `*` on the mock server."""
+        return f"{self.prefix}:slot:{limit}"
 
     def token(self, hashed_key: str) -> str:
         """The broker token of one app key, which is named by a hash that hides it."""
@@ -119,7 +131,10 @@ class RowData(Data):
     changed: list[str] = Field(description="the fields that differ; empty unless the type is changed")
     before: dict[str, Any] | None = Field(description="the changed fields as they were; the whole row when removed")
     after: dict[str, Any] | None = Field(description="the whole row as it is; null when removed")
-    suspect: list[str] = Field(default_factory=list, description="checks of the data that this row fails")
+    suspect: list[str] = Field(
+        default_factory=list,
+        description="guards that this row fails, such as breadth; absent if none, `sectorwire catalogue` explains them",
+    )
 
 
 class ResetData(Data):
@@ -141,10 +156,18 @@ class GapData(Data):
 
 
 class ShapeData(Data):
-    """The broker's elements changed."""
+    """The broker's elements changed; or, with the subject `sectors`, its list of a market's sectors did.
 
-    appeared: dict[str, list[str]] = Field(description="elements never seen before, per table")
-    vanished: dict[str, list[str]] = Field(description="elements no longer sent, per table")
+    Of that list the changes are told once per report that is asked sector by sector, in the stream of one target of
+    that market. `observed_at` is that target's last good poll, shortly after the list was read.
+    """
+
+    appeared: dict[str, list[str]] = Field(
+        description="elements never seen before, per table; under `sectors` those newly listed, as `031 name`"
+    )
+    vanished: dict[str, list[str]] = Field(
+        description="elements no longer sent, per table; under `sectors` those no longer listed, under an old name too"
+    )
 
 
 class Entry(BaseModel):
@@ -204,6 +227,7 @@ class TableInfo(BaseModel):
     element: str | None
     fields: list[FieldInfo]
     headline: list[str] = Field(default_factory=list, exclude=True)
+    guards: dict[str, str] = Field(default_factory=dict, exclude=True)
 
     def info(self, name: str) -> FieldInfo | None:
         """The field of that name, a variant's name included."""

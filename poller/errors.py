@@ -23,7 +23,8 @@ class TryLater(BrokerError):
     """Keep the snapshot and ask again, `wait_s` from now at the earliest (quota, time-out, 5xx, a page of HTML).
 
     `refused` tells that the broker counted too many requests, which our budget should have prevented; `everywhere`
-    that the trouble is not this target's: the broker cannot be reached, or there is no token.
+    that the trouble is not this target's: the broker cannot be reached, or there is no token; `maintenance` that the
+    answer looks like it: a page of HTML, a 5xx.
     """
 
     def __init__(
@@ -34,15 +35,24 @@ class TryLater(BrokerError):
         wait_s: float = 0.0,
         refused: bool = False,
         everywhere: bool = False,
+        maintenance: bool = False,
     ) -> None:
         super().__init__(message, code=code)
-        self.wait_s, self.refused, self.everywhere = wait_s, refused, everywhere
+        self.wait_s, self.refused, self.everywhere, self.maintenance = wait_s, refused, everywhere, maintenance
 
 
 class NotWhole(TryLater):
     """The answer lacks a part or cannot be read: keep the snapshot, and put the answer aside for a person."""
 
     bodies: tuple[bytes, ...] = ()
+
+
+class NotAsked(TryLater):
+    """The broker was not asked, for a reason of our own: it says nothing about the broker."""
+
+
+class HeldBack(NotAsked):
+    """Not asked, because of trouble that somebody has noticed, told and keeps trying."""
 
 
 class SignInAgain(BrokerError):
@@ -80,15 +90,18 @@ NEW_TOKEN_ONCE = frozenset({8010, 8031, 8103})
 NO_SUCH_TARGET = frozenset({1901, 1902, 1903})
 NO_SUCH_TR = frozenset({1504, 1505, 8104, 8200})
 REMEDY: Mapping[int, str] = {
-    8001: "check KIWOOM_APP_KEY and KIWOOM_SECRET_KEY: the pair was refused",
-    8002: "check KIWOOM_APP_KEY and KIWOOM_SECRET_KEY: the pair was refused",
-    8020: "set both KIWOOM_APP_KEY and KIWOOM_SECRET_KEY",
+    8001: "check KIWOOM_APP_KEY and KIWOOM_SECRET_KEY, or what [[kiwoom.key]] names: the pair was refused",
+    8002: "check KIWOOM_APP_KEY and KIWOOM_SECRET_KEY, or what [[kiwoom.key]] names: the pair was refused",
+    8020: "set both KIWOOM_APP_KEY and KIWOOM_SECRET_KEY, or what [[kiwoom.key]] names",
     8030: 'the app key belongs to the other environment: set [kiwoom] environment to "real" or "mock" to match it',
     8031: 'the token belongs to the other environment: set [kiwoom] environment to "real" or "mock" to match the key',
     8040: "register this device in Kiwoom's portal",
     8050: "register this machine's public address in Kiwoom's portal",
     8010: "the token was issued from another address: use one address per app key",
 }
+
+MAINTENANCE_WORD = "점검"
+"""What the pages say; seen in a message as well, it means the same."""
 
 _CODE_IN_BRACKETS = re.compile(r"\[(\d{4})[:\]]")
 
@@ -106,10 +119,11 @@ def fine_code(return_code: object, return_msg: str) -> int:
     return int(match[1]) if match else int(text) if text.isdigit() else -1
 
 
-def raise_for_answer(status: int, body: Mapping[str, object] | None, *, asked: str) -> None:
+def raise_for_answer(status: int, body: Mapping[str, object] | None, *, asked: str, html: bool = False) -> None:
     """Return if the answer is a success, else raise what its catcher should do.
 
-    `body` is None where the answer was not a JSON object. `asked` names the call in the message.
+    `body` is None where the answer was not a JSON object, `html` tells that it was a page for people. `asked` names
+    the call in the message.
     Raises TryLater, SignInAgain, SkipTarget or GiveUp.
     """
     if body is None or "return_code" not in body:
@@ -117,7 +131,9 @@ def raise_for_answer(status: int, body: Mapping[str, object] | None, *, asked: s
             raise SignInAgain(f"{asked}: HTTP 401")
         what = f"HTTP {status}" if status != 200 else "HTTP 200 without JSON (maintenance?)"
         refused = status == 429
-        raise TryLater(f"{asked}: {what}", wait_s=QUOTA_WAIT_S if refused else 0.0, refused=refused)
+        down = status >= 500 or (html and not refused)
+        wait_s = QUOTA_WAIT_S if refused else 0.0
+        raise TryLater(f"{asked}: {what}", wait_s=wait_s, refused=refused, maintenance=down)
     message = " ".join(str(body.get("return_msg") or "").split())
     code = fine_code(body["return_code"], message)
     if code == 0 and status == 200:
@@ -131,7 +147,9 @@ def _raise_for_code(code: int, status: int, told: str) -> None:
         raise SignInAgain(told, code=code, fatal_twice=code in NEW_TOKEN_ONCE)
     if code in RETRY or code < FIRST_CODE:  # without a number there is nothing final in it, whatever the status
         refused = code in QUOTA or (status == 429 and code < FIRST_CODE)
-        raise TryLater(told, code=code, wait_s=RETRY.get(code, QUOTA_WAIT_S if refused else 0.0), refused=refused)
+        wait_s = RETRY.get(code, QUOTA_WAIT_S if refused else 0.0)
+        down = status >= 500 or MAINTENANCE_WORD in told
+        raise TryLater(told, code=code, wait_s=wait_s, refused=refused, maintenance=down)
     if code in NO_SUCH_TARGET:
         raise SkipTarget(told, code=code)
     if code in NO_SUCH_TR:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 import orjson
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poller.broker import Answer
+from poller.clock import pause
 from poller.commit import Commit, Known
 from poller.contract import loads
 from poller.errors import BrokerError, HeldBack, TryLater
@@ -40,7 +40,7 @@ async def ask_once(job: Job, desk: Desk) -> tuple[Known, Answer, Commit]:
         except TryLater as error:
             if not tries_left or isinstance(error, HeldBack):  # a person would have to wait for minutes
                 raise
-            await asyncio.sleep(max(error.wait_s, 0.5))
+            await pause(max(error.wait_s, 0.5))
     raise BrokerError("not reached: the last try returns or raises")
 
 

@@ -18,10 +18,14 @@ from poller.clock import Clock
 from poller.commit import SHORT_MISS, Commit, Known, Seen, decide, gap_since, is_unchanged, iso, unchanged
 from poller.contract import GapReason
 from poller.errors import NotWhole
+from poller.findings import day_contradiction
+from poller.gate import Deadline
 from poller.grid import Job, Timing
-from poller.quarantine import Quarantine
-from poller.rows import reaches_back, read_answer
+from poller.keyring import KeyRing
+from poller.quarantine import Quarantine, told
+from poller.rows import Unreadable, reaches_back, read_answer
 from poller.store import Store
+from poller.suspects import Standing
 from poller.trs.base import Append
 
 
@@ -29,7 +33,7 @@ from poller.trs.base import Append
 class Desk:
     """What every poll works with."""
 
-    broker: Broker
+    broker: Broker | KeyRing
     store: Store
     timing: Timing
     clock: Clock
@@ -50,8 +54,11 @@ class Watched:
         self.failures = 0
         self.trouble: str | None = None
         self.gap_reason: GapReason = "stopped"
+        self.finding, self.findings = "", 0
+        self.missed_ticks = 0
         self._committed_version = 0
         self._rolled_back = False
+        self._standing = Standing()
         self._log = structlog.get_logger("poller").bind(tr=job.target.tr.code, target=str(job.target))
 
     async def poll(self, due: datetime) -> tuple[Commit, int]:
@@ -67,11 +74,18 @@ class Watched:
         commit = self.decide(known, answer, (asked_at, now), self._desk.store.epochs[self.target.tr.code])
         following = iso(self._desk.timing.due(self.job, now))
         also = {"last_attempt": iso(now), "last_error": "", "gap": "", "next_due": following}
+        self.missed_ticks += self._desk.timing.missed_ticks(self.job, due, now)
+        also |= {"missed_ticks": str(self.missed_ticks), **self._contradiction(commit.known, now)}
         seq = await self._desk.store.commit(commit, also)
         self.known, self._rolled_back = commit.known, commit.known.rolled_back
         self._committed_version = commit.version
         self._tell(commit, known, seq)
         return commit, seq
+
+    async def publish(self, commit: Commit) -> None:
+        """Write what was decided between two polls. Raises the errors of the store."""
+        await self._desk.store.commit(commit, {})
+        self.known, self._committed_version = commit.known, commit.version
 
     async def load(self) -> Known:
         """What was last committed; if that is older than what we saw committed, an epoch begins and a reset follows."""
@@ -92,9 +106,14 @@ class Watched:
             for table in self.target.tr.tables:
                 if isinstance(table, Append) and known.rows.get(table.name):
                     newest[table.name] = max(known.rows[table.name])
-        deadline_s = clock.monotonic_s() + (due - clock.now()).total_seconds() + self.job.every_s
         enough = partial(reaches_back, self.target, newest)
-        return await self._desk.broker.fetch(self.target, enough, deadline_s=deadline_s)
+        return await self._desk.broker.fetch(self.target, enough, deadline=self._deadline(due))
+
+    def _deadline(self, due: datetime) -> Deadline:
+        """The next tick after the one a poll is for. A poll off the grid is for the tick to come, and can wait."""
+        tick = self.job.tick_of(due)
+        tick_s = self._desk.clock.monotonic_s() + (tick - self._desk.clock.now()).total_seconds()
+        return Deadline(tick_s + self.job.every_s, counts_from_s=tick_s)
 
     def decide(self, known: Known, answer: Answer, asked: tuple[datetime, datetime], epoch: int) -> Commit:
         """What an answer, asked for and complete at these moments, means for what we know.
@@ -117,7 +136,7 @@ class Watched:
         try:
             reading = read_answer(self.target, answer.pages)
             for bad in reading.unreadable:
-                self.put_aside(f"{bad.table}/{bad.key} {bad.field} ({bad.element}): {bad.reason}", answer.bodies)
+                self.put_aside(told(bad), answer.bodies, bad)
             if reading.saturated:
                 self._log.warning("value.saturated", values=reading.saturated)
             seen = Seen(reading, answer.digest, now, trading_day, session, epoch, self.job.every_s, gap)
@@ -126,10 +145,21 @@ class Watched:
             error.bodies = answer.bodies
             raise
 
-    def put_aside(self, reason: str, bodies: Sequence[bytes]) -> None:
+    def _contradiction(self, known: Known, now: datetime) -> dict[str, str]:
+        """Where the broker's dates contradict the calendar: said once, counted, and kept for `status`."""
+        finding = day_contradiction(self.target, known, self._desk.timing.timetable, now)
+        if finding and not self.finding:
+            self.findings += 1
+            self._log.warning("calendar.contradicted", finding=finding)
+        elif self.finding and not finding:
+            self._log.info("calendar.confirmed")
+        self.finding = finding
+        return {"finding": finding, "findings": str(self.findings)}
+
+    def put_aside(self, reason: str, bodies: Sequence[bytes], row: Unreadable | None = None) -> None:
         """Keep an answer for a person, and say so once per fault."""
         try:
-            path = self._desk.quarantine.keep(self.target, self._desk.clock.now(), reason, bodies)
+            path = self._desk.quarantine.keep(self.target, self._desk.clock.now(), reason, bodies, row)
         except OSError as error:
             self._log.warning("quarantine.failed", error=str(error))
             return
@@ -149,3 +179,10 @@ class Watched:
             self._log.warning("table.held", missing={table: len(keys) for table, keys in hold.missing.items()})
         if commit.drafts:
             self._log.info("change.published", label=self.target.label, entries=len(commit.drafts), seq=seq)
+        published = [draft.subject for draft in commit.drafts]
+        for turn in self._standing.turns(self.target, published, commit.suspect_rows, reset=commit.clear):
+            where = {"table": turn.table, "guard": turn.guard}
+            if turn.rows:
+                self._log.warning("guard.violated", **where, rows=len(turn.rows), example=turn.rows[0])
+            else:
+                self._log.info("guard.held", **where)

@@ -1,7 +1,8 @@
 """A plan goes in; polls happen, each target on its own grid, while this poller leads.
 
 The surprises: every target is asked once at the start, whatever the hour; a tick that was missed is skipped; and a
-poller that no longer leads sends nothing, since its successor spends the same budget.
+poller that no longer leads sends nothing, since its successor spends the same budget. The plan may be replaced while
+it runs: a target that stays in it notices nothing.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
 
 import structlog
 
 from poller.commit import iso
-from poller.errors import BrokerError, GiveUp, NotWhole, SkipTarget, TryLater
+from poller.contract import EVERYTHING, dumps
+from poller.errors import BrokerError, GiveUp, HeldBack, NotWhole, SkipTarget, TryLater
 from poller.grid import Job, backoff_s
+from poller.keyring import ring_around
 from poller.poll import Desk, Watched
+from poller.sector_list import SectorNews, sector_commit
+from poller.sectors import SectorList
 from poller.store import LEASE_S, Fenced, Stale, StoreDown, StoreError, StoreFull, UnfitStore
-from poller.trs.base import TR
+from poller.trs.base import TR, Target
 from poller.upkeep import Trimmer, Upkeep
 
 STOP_S = 4.0
@@ -43,29 +48,51 @@ class Stats:
     polls: int = 0
     failed: int = 0
     changes: Counter[str] = field(default_factory=Counter)
+    suspects: Counter[str] = field(default_factory=Counter)
+
+
+def trs_of(jobs: Iterable[Job], first: Iterable[TR] = ()) -> tuple[TR, ...]:
+    """The TRs of a plan, each once, after those that come `first`."""
+    return tuple({tr.code: tr for tr in (*first, *(job.target.tr for job in jobs))}.values())
 
 
 class Poller:
     """Polls the plan while it leads, and stands by while another does."""
 
     def __init__(self, jobs: Sequence[Job], desk: Desk, upkeep: Upkeep, rng: random.Random | None = None) -> None:
-        self._desk, self._store, self._clock = desk, desk.store, desk.clock
-        self._watched = [Watched(job, desk) for job in jobs]
-        self._trs: tuple[TR, ...] = tuple({job.target.tr.code: job.target.tr for job in jobs}.values())
-        self._trimmer = Trimmer(desk.store, self._trs, jobs, upkeep)
         self._rng = rng or random.Random()  # noqa: S311 -- spreads retries, guards nothing
-        self._stopped: set[str] = set()
+        self.ring = ring_around(desk.broker, desk.clock, self._rng)
+        desk = replace(desk, broker=self.ring)
+        self._desk, self._store, self._clock = desk, desk.store, desk.clock
+        self._plan = {job.target: job for job in jobs}
+        self._watched = {job.target: Watched(job, desk) for job in jobs}
+        self._running: dict[Target, asyncio.Event] = {}  # the loops that run, and what wakes each of them
+        self._start: Callable[[Target], None] | None = None  # starts one more of them; None while nobody polls
+        self._trs = trs_of(jobs)
+        self._trimmer = Trimmer(desk.store, self._trs, jobs, upkeep)
+        self._news = SectorNews()
+        self._news.plan(self._plan)
+        self.ring.plan(jobs)
+        self._stopped: dict[str, str] = {}
+        self._noted: dict[str, dict[str, str]] = {}
+        self._resting: dict[tuple[str, str], date] = {}
         self._over = asyncio.Event()
         self._lead_until_s = 0.0
-        self._fatal: GiveUp | UnfitStore | None = None
+        self._fatal: UnfitStore | None = None
         self._store_trouble = False
         self._broker_trouble = False
         self._log = structlog.get_logger("poller")
         self.stats = Stats()
-        desk.broker.may_send = lambda: self._clock.monotonic_s() < self._lead_until_s - LEASE_MARGIN_S
+        self.ring.on_reload = self._wake_everybody
+        self.ring.may_send = lambda: self._clock.monotonic_s() < self._lead_until_s - LEASE_MARGIN_S
+
+    @property
+    def watched(self) -> Sequence[Watched]:
+        """The targets of the plan, for those who look at how they fare."""
+        return tuple(self._watched.values())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Poll until `stop`. Raises GiveUp where the broker refuses the key, UnfitStore where the store is not ours."""
+        """Poll until `stop`. Raises UnfitStore where the store is not ours."""
         while not stop.is_set() and self._fatal is None:
             if await self._take_lead(stop):
                 await self._reign(stop)
@@ -74,6 +101,45 @@ class Poller:
                 await self._store.give_up_lead()
         if self._fatal is not None:
             raise self._fatal
+
+    async def replan(self, jobs: Sequence[Job]) -> None:
+        """Poll by another plan from now on: new targets are asked at once, removed ones end after what is in flight.
+
+        A target that stays goes on with what is known of it; a changed job is its own from its next turn on. Reports
+        that left the plan are led and trimmed as before, until a restart. Raises StoreDown or UnfitStore where a
+        report that is new cannot be led; the old plan goes on then.
+        """
+        trs = trs_of(jobs, self._trs)
+        retake = self._start is not None and not await self._lead_also(trs[len(self._trs) :])
+        before, self._plan, self._trs = self._plan, {job.target: job for job in jobs}, trs
+        self._trimmer.plan(trs, jobs)
+        self._news.plan(self._plan)
+        self.ring.plan(jobs)
+        for target, job in self._plan.items():
+            if target not in self._watched:
+                self._watched[target] = Watched(job, self._desk)
+                if self._start is not None:
+                    self._start(target)
+            elif before.get(target) != job:
+                self._wake(target)
+        for target in before.keys() - self._plan.keys():
+            self._wake(target)
+        if retake:
+            self._log.info("lead.renewed", why="a report that is new in the plan was led with a higher token before")
+            self._end_reign()
+
+    async def _lead_also(self, trs: Sequence[TR]) -> bool:
+        """Begin an epoch in reports that are new in the plan; whether our token is high enough for that."""
+        for tr in trs:
+            try:
+                await self._store.begin_epoch(tr, self._desk.now_ms())
+            except Fenced:
+                return False
+        return True
+
+    def hear_sectors(self, sectors: SectorList) -> None:
+        """The list of sectors was read: the streams are told what differs, each by the next good poll of one target."""
+        self._news.hear(sectors)
 
     async def _take_lead(self, stop: asyncio.Event) -> bool:
         standby = False
@@ -86,7 +152,7 @@ class Poller:
                 self._store_is_gone(error)
                 await self._store.revive()
             if wait_s == 0:
-                self._lead_until_s = asked_s + LEASE_S
+                self._lead_until_s, self._noted = asked_s + LEASE_S, {}
                 self._log.info("lead.taken", epochs=self._store.epochs)
                 return True
             if not standby and not self._store_trouble:
@@ -103,18 +169,44 @@ class Poller:
         """
         self._over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(self._watch(watched)) for watched in self._watched]
-            loops.append(tasks.create_task(self._keep_trimmed()))
+            loops: set[asyncio.Task[None]] = set()
+
+            def start(target: Target) -> None:
+                self._running[target] = asyncio.Event()
+                task = tasks.create_task(self._watch(self._watched[target]))
+                loops.add(task)
+                task.add_done_callback(loops.discard)
+
+            for target in self._plan:
+                start(target)
+            self._start = start
+            trimming = tasks.create_task(self._keep_trimmed())
             stopping = tasks.create_task(self._end_with(stop))
             await self._keep_lead()
-            self._over.set()
-            _, late = await asyncio.wait(loops, timeout=STOP_S)
+            self._start = None
+            self._end_reign()
+            _, late = await asyncio.wait({*loops, trimming}, timeout=STOP_S)
             for task in (*late, stopping):
                 task.cancel()
 
     async def _end_with(self, stop: asyncio.Event) -> None:
         await stop.wait()
+        self._end_reign()
+
+    def _end_reign(self) -> None:
         self._over.set()
+        self._wake_everybody()
+
+    def _wake_everybody(self) -> None:
+        for woken in self._running.values():
+            woken.set()
+
+    def _wake(self, target: Target) -> None:
+        """Let a target's loop look at the plan again; one that does not run leaves with its target."""
+        if target in self._running:
+            self._running[target].set()
+        elif target not in self._plan:
+            self._watched.pop(target, None)
 
     async def _keep_lead(self) -> None:
         while not await self._clock.wait(self._over, STORE_RETRY_S if self._store_trouble else LEASE_S / 3):
@@ -133,15 +225,35 @@ class Poller:
             except UnfitStore as error:
                 self._end(error)
 
-    def _end(self, error: GiveUp | UnfitStore) -> None:
+    def _end(self, error: UnfitStore) -> None:
         """Nothing helps but a person: end the reign, and `run` with this error."""
         self._fatal = self._fatal or error
-        self._over.set()
+        self._end_reign()
 
     async def _watch(self, watched: Watched) -> None:
-        """Ask one target on its grid until the reign is over or asking has become pointless."""
+        """Ask one target until the reign is over, the target has left the plan, or asking has become pointless."""
+        watched.job = self._plan.get(watched.target, watched.job)
+        try:
+            await self._ask_on_its_grid(watched)
+        finally:
+            del self._running[watched.target]
+            if watched.target not in self._plan:
+                self._watched.pop(watched.target, None)
+
+    async def _next_turn(self, watched: Watched, due: datetime) -> datetime | None:
+        """Wait for a turn; None where there is none any more. A job that was changed may bring it forward."""
+        woken = self._running[watched.target]
+        while await self._clock.wait(woken, (due - self._clock.now()).total_seconds()):
+            woken.clear()
+            if self._over.is_set() or watched.target not in self._plan:
+                return None
+            watched.job = self._plan[watched.target]
+            due = min(due, self._due(watched))
+        return due
+
+    async def _ask_on_its_grid(self, watched: Watched) -> None:
         due: datetime | None = self._clock.now()
-        while due is not None and not await self._clock.wait(self._over, (due - self._clock.now()).total_seconds()):
+        while due is not None and (due := await self._next_turn(watched, due)) is not None:
             if watched.target.tr.code in self._stopped:
                 return
             if self._store_trouble:  # an answer could not be written down; when it can, everybody is late
@@ -154,7 +266,8 @@ class Poller:
             self.stats.polls += 1
             try:
                 due = await self._turn(watched, due)
-            except (GiveUp, UnfitStore) as error:
+                await self._note_states()
+            except UnfitStore as error:
                 self._end(error)
                 return
             except StoreError as error:  # lost while dealing with another error
@@ -170,6 +283,7 @@ class Poller:
         """One poll and what follows from it: the next due time, or None to stop asking."""
         try:
             commit, _ = await watched.poll(due)
+            await self._tell_sectors(watched)
         except TryLater as error:
             return await self._try_later(watched, error)
         except (SkipTarget, GiveUp) as error:
@@ -188,33 +302,59 @@ class Poller:
             self._store_is_gone(error)
             return self._soon()
         self.stats.changes[watched.target.tr.code] += commit.changes
+        self.stats.suspects.update(commit.suspects)
         self._recovered(watched)
         due = self._due(watched)
+        self._tell_rest(watched, due)
         if commit.known.last_good and self._desk.timing.due(watched.job, commit.known.last_good) < due:
             watched.gap_reason = "store"  # the commit took past a tick: what was missed, the store is to blame for
         return due
 
+    async def _tell_sectors(self, watched: Watched) -> None:
+        """Publish what differs in the list of sectors, if this target has to and its answer was compared just now."""
+        sectors, known, now = self._news.untold(watched.target), watched.known, self._clock.now()
+        if sectors is None or known is None or self._desk.timing.before_opening(watched.job, now):
+            return
+        session = self._desk.timing.timetable.session_at(now, watched.market)
+        epoch = self._store.epochs[watched.target.tr.code]
+        commit = sector_commit(watched.target, known, sectors, session, epoch)
+        if commit is not None:
+            await watched.publish(commit)
+            self._log.info("sectors.told", target=str(watched.target), version=commit.version)
+        self._news.told(watched.target)
+
+    def _tell_rest(self, watched: Watched, due: datetime) -> None:
+        """Say once per report when it is asked again and why, if that is not simply the next tick."""
+        rests_until = self._desk.timing.rest(watched.job, self._clock.now(), due)
+        code, moves = watched.target.tr.code, watched.target.moves
+        if rests_until is None or self._resting.get((code, moves.label)) == rests_until:
+            return
+        self._resting[code, moves.label] = rests_until
+        why = f"on trading days it moves {moves.label} (Korean time)"
+        self._log.info("polling.rests", tr=code, next_due=iso(due), why=why)
+
     async def _try_later(self, watched: Watched, error: TryLater) -> datetime:
         """Note the trouble, put a bad answer aside, and come back after a pause or on the grid."""
         self.stats.failed += 1
-        watched.failures += 1
         watched.gap_reason = "broker"
-        self._begin_trouble(watched, error)
+        if isinstance(error, HeldBack):  # told by whoever holds it back, and who knows until when
+            pause_s = error.wait_s
+        else:
+            watched.failures += 1
+            self._begin_trouble(watched, error)
+            pause_s = max(error.wait_s, backoff_s(watched.failures, watched.job.every_s, self._rng))
         if isinstance(error, NotWhole):
             watched.put_aside(str(error), error.bodies)
         now = self._clock.now()
-        pause_s = max(error.wait_s, backoff_s(watched.failures, watched.job.every_s, self._rng))
         again = now + timedelta(seconds=pause_s)
         due = again if again < self._due(watched) else self._desk.timing.due(watched.job, again)
         await self._note(watched, error, due)
         return due
 
     async def _stop_asking(self, watched: Watched, error: SkipTarget | GiveUp) -> None:
-        if isinstance(error, GiveUp) and error.scope == "key":
-            raise error
         whole_tr = isinstance(error, GiveUp) and error.scope == "tr"
         if whole_tr:
-            self._stopped.add(watched.target.tr.code)
+            self._stopped[watched.target.tr.code] = dumps({"since": iso(self._clock.now()), "why": str(error)})
         what = watched.target.tr.code if whole_tr else str(watched.target)
         self._log.error("poll.stopped", what=what, error=str(error))
         await self._note(watched, error, None)
@@ -234,12 +374,28 @@ class Poller:
         except (StoreDown, StoreFull, Fenced) as trouble:  # told by those who need the store, this is a note
             self._log.debug("note.failed", target=str(watched.target), error=str(trouble))
 
+    async def _note_states(self) -> None:
+        """Write down how keys and reports fare where that has changed, for `status` of other processes."""
+        try:
+            for tr in self._trs:
+                states = {"breaker": self.ring.breakers(tr.code), "stopped": self._stopped.get(tr.code, "")}
+                if self._noted.get(tr.code) != states:
+                    self._noted[tr.code] = states
+                    await self._store.note_tr(tr, states)
+            keys = self.ring.states()
+            if self._noted.get(EVERYTHING) != keys:
+                self._noted[EVERYTHING] = keys
+                await self._store.note_keys(keys)
+        except (StoreDown, StoreFull, Fenced) as error:
+            self._noted = {}
+            self._log.debug("note.failed", error=str(error))
+
     async def _fenced(self, watched: Watched, error: Fenced) -> datetime | None:
         """The script refused us: another leads, or the server forgot us, or a task of ours began a new epoch."""
         if error.epoch in {0, self._store.epochs[watched.target.tr.code]}:
             if not await self._store.renew_lead():
                 self._log.warning("lead.lost", why="another poller leads now")
-                self._over.set()
+                self._end_reign()
                 return None
             await self._store.begin_epoch(watched.target.tr, self._desk.now_ms())
         return self._clock.now()
@@ -265,7 +421,7 @@ class Poller:
         if not self._store_trouble:
             self._store_trouble = True
             self._log.warning("store.lost", error=str(error))
-        for watched in self._watched:
+        for watched in self._watched.values():
             watched.gap_reason = "store"
 
     def _store_is_back(self) -> None:

@@ -1,9 +1,15 @@
-"""Sector codes and their Korean names, as ka10101 listed them in November 2026.
+"""Sector codes and their Korean names, and the groups a plan may name: `@kospi`, `@industries` ….
 
-The surprise: names repeat across markets (화학 is 008 and 119), so a sector is always told by its code.
+The list is what ka10101 said when it was last read, until then the one built in (November 2026). The surprise: names
+repeat across markets (화학 is 008 and 119), so a sector is always told by its code.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 KOSPI = "001 종합(KOSPI), 002 대형주, 003 중형주, 004 소형주, 005 음식료/담배, 006 섬유/의류, 007 종이/목재, \
 008 화학, 009 제약, 010 비금속, 011 금속, 012 기계/장비, 013 전기/전자, 014 의료/정밀기기, 015 운송장비/부품, \
@@ -37,7 +43,13 @@ def _names(listing: str) -> dict[str, str]:
 KOSPI_SECTORS = _names(KOSPI)
 KOSDAQ_SECTORS = _names(KOSDAQ)
 SECTORS = {**KOSPI_SECTORS, **KOSDAQ_SECTORS, **_names(KOSPI200), **_names(OTHERS), **_names(KRX)}
-"""Every known sector: code -> Korean name."""
+"""Every sector of the built-in list: code -> Korean name."""
+
+GROUPS = {"@kospi": ("0",), "@kosdaq": ("1",), "@kospi200": ("2",), "@krx": ("7",), "@industries": ("0", "1")}
+"""What a plan may write in the place of codes, and the markets (`mrkt_tp`) it stands for."""
+
+PARTS = frozenset({"024", "025"})
+UMBRELLAS = frozenset({"027", "106"})
 
 
 def market_of(sector_code: str) -> str | None:
@@ -47,3 +59,71 @@ def market_of(sector_code: str) -> str | None:
     ('0', '0', '1', None)
     """
     return {"0": "0", "6": "0", "1": "1", "2": "2", "4": "4", "7": "7"}.get(sector_code[:1])
+
+
+def is_industry(sector_code: str) -> bool:
+    """Whether a sector is one of the industries into which KOSPI and KOSDAQ are divided, each stock in one of them.
+
+    021 금융 stands for its parts 024 and 025, which do not make up the whole of it. Left out are the umbrellas 027 and
+    106, the composites, sizes and indices. Of KOSDAQ's 138 to 145, sizes and divisions of the market, only 141
+    오락/문화 is an industry: it is the twin of KOSPI's 030, and its stocks would be counted nowhere else.
+
+    >>> [code for code in ("001", "004", "005", "021", "024", "027", "603") if is_industry(code)]
+    ['005', '021']
+    >>> [code for code in ("101", "103", "106", "127", "138", "141", "142", "150") if is_industry(code)]
+    ['103', '127', '141']
+    """
+    if sector_code in PARTS | UMBRELLAS:
+        return False
+    return "005" <= sector_code <= "099" or "103" <= sector_code <= "137" or sector_code == "141"
+
+
+@dataclass(frozen=True)
+class SectorList:
+    """The sectors of each market (`mrkt_tp`), code -> name; `read_at` is when ka10101 said so, None if built in."""
+
+    markets: Mapping[str, Mapping[str, str]]
+    read_at: datetime | None = None
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Every sector: code -> Korean name."""
+        return {code: name for sectors in self.markets.values() for code, name in sectors.items()}
+
+    def group(self, name: str) -> list[str]:
+        """The codes a group stands for, in their order. Raises KeyError for a name that is no group."""
+        codes = [code for market in GROUPS[name] for code in sorted(self.markets.get(market, {}))]
+        return [code for code in codes if is_industry(code)] if name == "@industries" else codes
+
+
+BUILT_IN = SectorList(
+    {
+        market: {code: name for code, name in SECTORS.items() if market_of(code) == market}
+        for market in ("0", "1", "2", "4", "7")
+    }
+)
+
+
+class _InUse:
+    """The list that this process goes by: names are asked for in places that no list is handed to."""
+
+    listed = BUILT_IN
+
+
+def listed() -> SectorList:
+    """The list in use."""
+    return _InUse.listed
+
+
+def use(sectors: SectorList) -> None:
+    """Go by this list from now on."""
+    _InUse.listed = sectors
+
+
+def name_of(sector_code: str) -> str:
+    """A sector's Korean name; of one that the list in use does not have, the built-in one, else its code.
+
+    >>> name_of("013"), name_of("999")
+    ('전기/전자', '999')
+    """
+    return _InUse.listed.names.get(sector_code) or SECTORS.get(sector_code, sector_code)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from poller.broker import Broker
+from poller.broker import Broker, Pair
+from poller.budget import MARGIN_S, Limit
 from poller.clock import Clock
+from poller.contract import Keys
 from poller.embedded import EmbeddedServer, NoServer
 from poller.gate import Gates
 from poller.grid import Timing
+from poller.keyring import KeyRing
 from poller.poll import Desk
 from poller.quarantine import Quarantine
 from poller.session import Timetable
 from poller.settings import ConfigError, Secrets, Settings
 from poller.store import Store, StoreDown, UnfitStore, connect
+from poller.turnstile import Turnstile
 
 OLDEST_SERVER = (7, 0)
 READERS = 64
@@ -100,31 +105,65 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def turnstiles(redis: Redis, prefix: str, limits: Mapping[str, Limit]) -> Callable[[str], Turnstile]:
+    """Makes the slot of a limit that processes share."""
+    usual = Limit(1)
+    return lambda name: Turnstile(redis, Keys(prefix).slot(name), limits.get(name, usual).per_s + MARGIN_S)
+
+
+def rereading(key: Secrets) -> Callable[[], Pair]:
+    """Gives a key pair as its files hold it now; where they cannot be used, as they last held it."""
+    log = structlog.get_logger("poller").bind(key=key.name)
+    last = [key]
+
+    def again() -> Pair:
+        try:
+            last[0] = key.again()
+        except ConfigError as error:
+            log.warning("key.unreadable", error=str(error))
+        return last[0].app_key, last[0].secret_key
+
+    return again
+
+
 @asynccontextmanager
 async def open_desk(
-    settings: Settings, secrets: Secrets, bus: Bus, *, timetable: Timetable | None = None, one_by_one: bool = False
+    settings: Settings,
+    keys: Sequence[Secrets],
+    bus: Bus,
+    *,
+    timetable: Timetable | None = None,
+    one_by_one: bool = False,
 ) -> AsyncIterator[Desk]:
     """Everything a poll works with. `timetable` tells the trading day where it is not KRX's own calendar.
 
-    With `one_by_one` a report is asked once a second at most: what is left of the real server's five beside a poller
-    that takes its four, so a person's question never gets the poller refused.
+    Each key has limits of its own on the real server; the mock server counts them together.
+
+    With `one_by_one` a report is asked once a second at most, by all such commands together: what is left of the real
+    server's five beside a poller that takes its four. On the mock server everybody shares the one slot there is.
     """
     clock, limits = Clock(), settings.kiwoom.limits
     if one_by_one:
         limits = {name: replace(limit, requests=1) for name, limit in limits.items()}
+    shared = one_by_one or "*" in limits
     calendar = settings.schedule.calendar
     always = settings.schedule.sessions == "always"
     prefix = settings.bus.prefix
-    broker = Broker(
-        settings.kiwoom.url,
-        secrets.app_key,
-        secrets.secret_key,
-        gates=Gates(limits, clock),
-        redis=bus.redis,
-        prefix=prefix,
-        clock=clock,
-    )
-    async with broker:
+
+    def gates() -> Gates:
+        return Gates(limits, clock, turnstiles(bus.redis, prefix, limits) if shared else None)
+
+    common = gates() if "*" in limits else None
+    url = settings.kiwoom.url
+    brokers = {
+        key.name: Broker(
+            url, key.app_key, key.secret_key, gates=common or gates(), redis=bus.redis, prefix=prefix, clock=clock
+        )
+        for key in keys
+    }
+    for key in keys:
+        brokers[key.name].reread = rereading(key)
+    async with KeyRing(brokers, clock, windows=settings.kiwoom.windows, patient=not one_by_one) as broker:
         yield Desk(
             broker=broker,
             store=Store(bus.redis, prefix, on_lost=bus.revive),

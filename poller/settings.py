@@ -11,8 +11,10 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -21,16 +23,22 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     model_validator,
 )
 
+from poller import sectors
 from poller.budget import MOCK_PERIOD_S, REAL_LIMIT, Limit
 from poller.catalogue import CATALOGUE, tr_named
+from poller.contract import ONLY_KEY
 from poller.grid import Job
+from poller.sector_list import load_sectors
 from poller.session import LATE_OPENS, Calendar, Hours
-from poller.trs.base import BadRequest
+from poller.trouble import Window
+from poller.trs.base import TR, BadRequest
+from poller.trs.requests import SECTOR
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -39,7 +47,13 @@ SERVERS = {"real": "https://api.kiwoom.com", "mock": "https://mockapi.kiwoom.com
 CONSUMER_SECTIONS = frozenset({"rule", "endpoint", "archive"})
 """Sections of the same file that are not the poller's to check."""
 
-MAY_HOLD_A_PASSWORD = frozenset({"url", "base_url"})
+MAY_HOLD_A_PASSWORD = frozenset({
+    "url", "base_url", "app_key_env", "secret_key_env", "app_key_file", "secret_key_file",
+})  # fmt: skip
+"""Settings whose value is not repeated: people put the secret itself there."""
+
+MAINTENANCE = ("01:00-01:30", "05:50-06:10", "07:00-07:30")
+"""Daily, Korean time, as Kiwoom's support tells (November 2026)."""
 
 DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SIZE_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -89,6 +103,23 @@ def opening_hours(given: object) -> Hours:
     return hours
 
 
+def daily_window(given: object) -> Window:
+    """A stretch of every day in a text such as "05:50-06:10"; it may lead over midnight.
+
+    >>> str(daily_window("05:50-06:10"))
+    '05:50-06:10'
+    """
+    match = re.fullmatch(r"(\d\d:\d\d)-(\d\d:\d\d)", given.strip()) if isinstance(given, str) else None
+    try:
+        window = Window(time.fromisoformat(match[1]), time.fromisoformat(match[2])) if match else None
+    except ValueError:
+        window = None
+    if window is None or window.begins == window.ends:
+        raise ValueError(f'{given!r} is not a daily window; write it like "05:50-06:10"')
+    return window
+
+
+DailyWindow = Annotated[Window, BeforeValidator(daily_window)]
 DurationS = Annotated[float, BeforeValidator(duration_s)]
 OpeningHours = Annotated[Hours, BeforeValidator(opening_hours)]
 SizeBytes = Annotated[int, BeforeValidator(size_bytes)]
@@ -98,18 +129,55 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+VariableName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,63}$")]
+
+
+class KeySettings(_Section):
+    """One of several app keys: where its two halves are. They themselves stand in no configuration."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    app_key_env: VariableName | None = None
+    secret_key_env: VariableName | None = None
+    app_key_file: Path | None = None
+    secret_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> KeySettings:
+        variables, files = (self.app_key_env, self.secret_key_env), (self.app_key_file, self.secret_key_file)
+        if not (all(variables) and not any(files)) and not (all(files) and not any(variables)):
+            raise ValueError("give app_key_env and secret_key_env, or app_key_file and secret_key_file")
+        return self
+
+
 class KiwoomSettings(_Section):
-    """Which server is asked, and how often it may be."""
+    """Which server is asked, with which keys, and how often it may be."""
 
     environment: Literal["real", "mock"] | None = None
     base_url: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+$")
     requests_per_second: Annotated[int, Field(ge=1, lt=REAL_LIMIT)] = 1
+    maintenance: list[DailyWindow] | None = None
+    key: list[KeySettings] = []
 
     @model_validator(mode="after")
     def _one_server(self) -> KiwoomSettings:
         if self.environment and self.base_url:
             raise ValueError("give environment or base_url, not both")
+        for name, times in Counter(key.name for key in self.key).items():
+            if times > 1:
+                raise ValueError(f"two [[kiwoom.key]] are named {name!r}: give each a name of its own")
         return self
+
+    @property
+    def key_names(self) -> list[str]:
+        """What the app keys are called."""
+        return [key.name for key in self.key] or [ONLY_KEY]
+
+    @property
+    def windows(self) -> list[Window]:
+        """When the broker is in maintenance every day: Kiwoom's own hours, for a server of our own none."""
+        if self.maintenance is not None:
+            return self.maintenance
+        return [] if self.base_url else [daily_window(text) for text in MAINTENANCE]
 
     @property
     def url(self) -> str:
@@ -164,7 +232,10 @@ class DataSettings(_Section):
 
 
 class PollSettings(_Section):
-    """One line of the plan: a list of values makes one target per value, several lists make the product."""
+    """One line of the plan: a list of values makes one target per value, several lists make the product.
+
+    In the place of sector codes a group may stand, such as `@kospi`.
+    """
 
     tr: str
     target: dict[str, object]
@@ -183,15 +254,63 @@ class PollSettings(_Section):
 
     def jobs(self) -> list[Job]:
         """The targets of this line. Raises BadRequest, which is a ValueError."""
+        return [job for job, _ in once_each(self.planned())]
+
+    def planned(self) -> list[Planned]:
+        """The targets of this line, those of groups included that another value names as well. Raises BadRequest."""
         tr = tr_named(self.tr)
         if "base_dt" in self.target:
             raise BadRequest("base_dt names a fixed day, which never changes: leave it out, or ask `sectorwire once`")
         names = list(self.target)
-        choices = [value if isinstance(value, list) else [value] for value in self.target.values()]
-        if [] in choices:
-            raise BadRequest(f"{names[choices.index([])]} is an empty list: give a value, or leave it out")
-        targets = [tr.target(dict(zip(names, values, strict=True))) for values in itertools.product(*choices)]
-        return [Job(target, self.every, self.priority, self.off_hours) for target in targets]
+        given = [value if isinstance(value, list) else [value] for value in self.target.values()]
+        if [] in given:
+            raise BadRequest(f"{names[given.index([])]} is an empty list: give a value, or leave it out")
+        choices = [_without_groups(tr, name, values) for name, values in zip(names, given, strict=True)]
+        planned = []
+        for combination in itertools.product(*choices):
+            target = tr.target({name: value for name, (value, _) in zip(names, combination, strict=True)})
+            job = Job(target, self.every, self.priority, self.off_hours)
+            planned.append((job, next((group for _, group in combination if group), "")))
+        return planned
+
+
+Planned = tuple[Job, str]
+"""A job and the group that it came from, "" if its target was given value by value."""
+
+
+def once_each(planned: Iterable[Planned]) -> list[Planned]:
+    """The plan without repeats. What a group gives twice, or another line names by its code, the group leaves out.
+
+    A target that was twice given by its code stays twice: that is a mistake.
+    """
+    given = list(planned)
+    taken, kept = {job.target for job, group in given if not group}, []
+    for job, group in given:
+        if not group or job.target not in taken:
+            taken.add(job.target)
+            kept.append((job, group))
+    return kept
+
+
+def _without_groups(tr: TR, name: str, values: Sequence[object]) -> Iterator[tuple[object, str]]:
+    """The values of a request element, groups replaced by their codes, each with its group. Raises BadRequest."""
+    for value in values:
+        if name == SECTOR.name and isinstance(value, str) and value.startswith("@"):
+            yield from ((code, value) for code in _codes_of(tr, value))
+        else:
+            yield value, ""
+
+
+def _codes_of(tr: TR, group: str) -> list[str]:
+    if group not in sectors.GROUPS:
+        close = difflib.get_close_matches(group, sectors.GROUPS, 1)
+        hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(sectors.GROUPS)}"
+        raise BadRequest(f'no group "{group}" of sectors; {hint}')
+    if SECTOR not in tr.request:
+        known = next((element.values for element in tr.request if element.name == SECTOR.name), {})
+        allowed = ", ".join(f'"{value}" {meaning}' for value, meaning in known.items())
+        raise BadRequest(f'{tr.code} takes no group of sectors such as "{group}"; allowed: {allowed or "no sector"}')
+    return sectors.listed().group(group)
 
 
 class Settings(_Section):
@@ -204,8 +323,11 @@ class Settings(_Section):
     poll: list[PollSettings] = []
 
     def jobs(self) -> list[Job]:
-        """The whole plan. Raises ConfigError if it is empty, or a target stands in it twice."""
-        jobs = [job for line in self.poll for job in line.jobs()]
+        """The whole plan. Raises ConfigError if it is empty, or a target stands in it twice.
+
+        A target that a line names by its code is that line's, whatever groups hold it; else the first group's.
+        """
+        jobs = [job for job, _ in once_each(planned for line in self.poll for planned in line.planned())]
         if not jobs:
             raise ConfigError("there is nothing to poll: add a [[poll]] section, `sectorwire init` shows how")
         seen = set()
@@ -217,6 +339,11 @@ class Settings(_Section):
             seen.add(job.target)
         return jobs
 
+    def groups(self) -> dict[tuple[str, str], int]:
+        """How many targets of the plan each group gave, by TR and group."""
+        kept = once_each(planned for line in self.poll for planned in line.planned())
+        return Counter((job.target.tr.code, group) for job, group in kept if group)
+
 
 def _only_krx(job: Job) -> None:
     exchange = job.target.request["stex_tp"]
@@ -225,12 +352,55 @@ def _only_krx(job: Job) -> None:
 
 
 class Secrets(BaseModel):
-    """The key pair of one Kiwoom account."""
+    """The key pair of one Kiwoom account, and what logs call it."""
 
     model_config = ConfigDict(frozen=True)
 
     app_key: SecretStr
     secret_key: SecretStr
+    name: str = ONLY_KEY
+    _source: Callable[[], Secrets] | None = PrivateAttr(default=None)
+
+    def read_from(self, source: Callable[[], Secrets]) -> Secrets:
+        """The same, to be read there again."""
+        self._source = source
+        return self
+
+    def again(self) -> Secrets:
+        """The pair as its files hold it now. Raises ConfigError where they do not."""
+        return self._source() if self._source else self
+
+
+def read_keys(kiwoom: KiwoomSettings, environ: Mapping[str, str]) -> list[Secrets]:
+    """The pair of every `[[kiwoom.key]]`; without any, the one that `read_secrets` finds.
+
+    Raises ConfigError, which never holds a key.
+    """
+    pairs = [_pair(key, environ) for key in kiwoom.key] or [read_secrets(environ)]
+    names: dict[str, str] = {}
+    for pair in pairs:
+        same = names.setdefault(pair.app_key.get_secret_value(), pair.name)
+        if same != pair.name:
+            raise ConfigError(f"[[kiwoom.key]] {same} and {pair.name} are one app key: leave one of them out")
+    return pairs
+
+
+def _pair(key: KeySettings, environ: Mapping[str, str]) -> Secrets:
+    if key.app_key_env and key.secret_key_env:
+        halves = [_variable(name, environ) for name in (key.app_key_env, key.secret_key_env)]
+    else:
+        files = {"app_key_file": key.app_key_file, "secret_key_file": key.secret_key_file}
+        halves = [_word(_file(f"[[kiwoom.key]] {key.name}: {name}", path), f"{name} of {key.name}")
+                  for name, path in files.items() if path]  # fmt: skip
+    app_key, secret_key = halves
+    return Secrets(app_key=app_key, secret_key=secret_key, name=key.name).read_from(partial(_pair, key, environ))
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> SecretStr:
+    text = environ.get(name, "").strip()
+    if not text:
+        raise ConfigError(f"{name} is not set: put the key into it, or name another variable in [[kiwoom.key]]")
+    return _word(text, name)
 
 
 def read_secrets(environ: Mapping[str, str]) -> Secrets:
@@ -238,21 +408,32 @@ def read_secrets(environ: Mapping[str, str]) -> Secrets:
 
     Raises ConfigError, which never holds a key.
     """
-    return Secrets(app_key=_secret("KIWOOM_APP_KEY", environ), secret_key=_secret("KIWOOM_SECRET_KEY", environ))
+    app_key, secret_key = _secret("KIWOOM_APP_KEY", environ), _secret("KIWOOM_SECRET_KEY", environ)
+    return Secrets(app_key=app_key, secret_key=secret_key).read_from(partial(read_secrets, environ))
 
 
 def _secret(name: str, environ: Mapping[str, str]) -> SecretStr:
     file = environ.get(f"{name}_FILE")
     text = environ.get(name, "").strip()
     if not text and file:
-        try:
-            text = Path(file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name}_FILE: {file} cannot be read ({type(error).__name__})") from error
+        text = _file(f"{name}_FILE: {file}", Path(file))
     if not text:
         raise ConfigError(f"{name} is not set: put the key into {name}, or the path of its file into {name}_FILE")
+    return _word(text, name)
+
+
+def _file(told: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{told} cannot be read ({type(error).__name__})") from error
+
+
+def _word(text: str, told: str) -> SecretStr:
+    if not text:
+        raise ConfigError(f"{told} holds nothing: write the key into it")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigError(f"{name} holds more than one word of plain characters: it is not a key")
+        raise ConfigError(f"{told} holds more than one word of plain characters: it is not a key")
     return SecretStr(text)
 
 
@@ -268,10 +449,18 @@ def find_config(given: str | None, environ: Mapping[str, str]) -> Path:
 def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read and check the poller's part of a configuration. Raises ConfigError, naming file, section, key and remedy."""
     content = {name: section for name, section in read_toml(path).items() if name not in CONSUMER_SECTIONS}
+    sectors.use(load_sectors(_data_dir(content)))  # names and groups are those that the broker last listed
     bus = content.get("bus", {})
     if environ.get("REDIS_URL") and isinstance(bus, dict):
         content["bus"] = {**bus, "url": environ["REDIS_URL"]}
     return checked(Settings, content, path)
+
+
+def _data_dir(content: Mapping[str, Any]) -> Path:
+    """Where files go, before anything is checked."""
+    section = content.get("data")
+    given = section.get("dir") if isinstance(section, dict) else None
+    return Path(given) if isinstance(given, str) else DataSettings().dir
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -314,12 +503,16 @@ def _section(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """Where in the file: `[bus] `, or `[[poll]] 2 ` for the second of a list."""
     if len(location) < 2 and location and location[0] not in model.model_fields:
         return ""
+    if location[:2] == ("kiwoom", "key") and len(location) > 2:
+        return f"[[kiwoom.key]] {int(location[2]) + 1}: "
     name, number = location[0], location[1] if len(location) > 1 else None
     return f"[[{name}]] {number + 1}: " if isinstance(number, int) else f"[{name}] "
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     wrong = str(location[-1])
+    if location[:2] == ("kiwoom", "key"):
+        return ": a key stands in an environment variable or a file; known here: " + ", ".join(KeySettings.model_fields)
     if model is Settings and ("key" in wrong or "secret" in wrong or "token" in wrong):
         return ": secrets come from the environment, as KIWOOM_APP_KEY and KIWOOM_SECRET_KEY"
     for part in location[:-1]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 from redis.asyncio import Redis
 from rich.table import Table
+from rich.text import Text
 
-from poller.contract import Keys
+from poller.contract import EVERYTHING, Keys
 from poller.grid import Job, Timing
 
 STALE_INTERVALS = 3
@@ -33,6 +35,9 @@ class TargetStatus:
     last_error: str
     gap: str
     hold: str
+    finding: str
+    suspect: str
+    missed_ticks: int
     stale: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -47,8 +52,28 @@ class TargetStatus:
             "last_error": self.last_error or None,
             "gap_since": self.gap or None,
             "held": bool(self.hold),
+            "finding": self.finding or None,
+            "suspect": json.loads(self.suspect) if self.suspect else {},
+            "missed_ticks": self.missed_ticks,
             "stale": self.stale,
         }
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A key, a report or the whole broker that is not well, as the leading poller wrote it down."""
+
+    what: str
+    state: str
+    since: str
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {"what": self.what, "state": self.state, "since": self.since, "why": self.why}
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.state} since {self.since}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,7 @@ class Status:
     leader: str | None
     seq: dict[str, int]
     targets: list[TargetStatus]
+    troubles: tuple[Trouble, ...] = ()
 
     @property
     def well(self) -> bool:
@@ -67,8 +93,14 @@ class Status:
 
     def as_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
-        targets = [target.as_json() for target in self.targets]
-        return {"well": self.well, "server": self.server, "leader": self.leader, "seq": self.seq, "targets": targets}
+        return {
+            "well": self.well,
+            "server": self.server,
+            "leader": self.leader,
+            "seq": self.seq,
+            "troubles": [trouble.as_json() for trouble in self.troubles],
+            "targets": [target.as_json() for target in self.targets],
+        }
 
     def verdict(self) -> str:
         """One line for a health check."""
@@ -90,17 +122,38 @@ async def read_status(
     codes = sorted({job.target.tr.code for job in jobs})
     pipeline = redis.pipeline(transaction=False)
     pipeline.get(keys.leader)
+    pipeline.hgetall(keys.app_keys)
     for code in codes:
-        pipeline.hget(keys.of(code, "meta"), "seq")
+        pipeline.hmget(keys.of(code, "meta"), ["seq", "breaker", "stopped"])
     for job in jobs:
         pipeline.hgetall(keys.of(job.target.tr.code, "state", job.target.query))
-    leader, *answers = await pipeline.execute()
+    leader, app_keys, *answers = await pipeline.execute()
+    metas = dict(zip(codes, answers, strict=False))
     return Status(
         server=server,
         leader=cast("str | None", leader),
-        seq={code: int(answer or 0) for code, answer in zip(codes, answers, strict=False)},
+        seq={code: int(seq or 0) for code, (seq, _, _) in metas.items()},
         targets=[_target(job, state, timing, now) for job, state in zip(jobs, answers[len(codes) :], strict=True)],
+        troubles=(*_key_troubles(app_keys, now), *_tr_troubles(metas)),
     )
+
+
+def _key_troubles(states: dict[str, str], now: datetime) -> Iterator[Trouble]:
+    for name, text in sorted(states.items()):
+        state = json.loads(text)
+        over = "until" in state and datetime.fromisoformat(state["until"]) <= now
+        if state["state"] != "live" and not over:
+            what = "the broker" if name == EVERYTHING else f"app key {name}"
+            yield Trouble(what, state["state"], state["since"], state["why"])
+
+
+def _tr_troubles(metas: dict[str, list[str | None]]) -> Iterator[Trouble]:
+    for code, (_, breaker, stopped) in metas.items():
+        for opened in json.loads(breaker or "[]"):
+            yield Trouble(f"{code} with app key {opened['key']}", "breaker open", opened["since"], opened["why"])
+        if stopped:
+            state = json.loads(stopped)
+            yield Trouble(code, "stopped", state["since"], state["why"])
 
 
 def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> TargetStatus:
@@ -116,6 +169,9 @@ def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> T
         last_error=state.get("last_error", ""),
         gap=state.get("gap", ""),
         hold=state.get("hold", ""),
+        finding=state.get("finding", ""),
+        suspect=state.get("suspect", ""),
+        missed_ticks=int(state.get("missed_ticks") or 0),
         stale=last_good is None or missed > STALE_INTERVALS,
     )
 
@@ -127,13 +183,15 @@ def _moment(text: str | None) -> datetime | None:
 def table(status: Status, now: datetime) -> Table:
     """The targets for a person's eyes."""
     leader = f"leader {status.leader}" if status.leader else "[red]no poller leads[/]"
-    grid = Table(title=f"{status.server} · {leader}", title_justify="left", caption=status.verdict(), box=None)
+    caption = Text("\n".join([status.verdict(), *map(str, status.troubles)]))
+    grid = Table(title=f"{status.server} · {leader}", title_justify="left", caption=caption, box=None)
     for name in ("target", "이름", "every", "last good", "next", "version", "seq", "trouble"):
         grid.add_column(name, no_wrap=name != "trouble", justify="right" if name in {"version", "seq"} else "left")
     for target in status.targets:
         age = f"{(now - target.last_good).total_seconds():.0f}s ago" if target.last_good else "never"
         following = f"{(target.next_due - now).total_seconds():+.0f}s" if target.next_due else "–"
-        trouble = target.last_error or ("held" if target.hold else "")
+        suspect = f"suspect: {target.suspect}" if target.suspect else ""
+        trouble = target.last_error or target.finding or ("held" if target.hold else suspect)
         grid.add_row(
             target.target,
             target.label,

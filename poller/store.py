@@ -27,6 +27,7 @@ from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyErro
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from poller.clock import pause
 from poller.commit import Commit, Known, Tables, hold_of
 from poller.contract import Keys, loads
 from poller.trs.base import TR, Target
@@ -148,6 +149,7 @@ class Store:
         self.redis, self.keys = redis, Keys(prefix)
         self.on_lost = on_lost
         self.nonce = new_nonce()
+        self.rng = random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self.lead: Lead | None = None
         self.epochs: dict[str, int] = {}
         self._scripts = {
@@ -198,6 +200,21 @@ class Store:
         arguments = [str(self.lead), *(text for pair in fields.items() for text in pair)]
         if await self._ask(self._scripts["note"](keys=keys, args=arguments)) == 0:
             raise Fenced(target)
+
+    async def note_tr(self, tr: TR, fields: Mapping[str, str]) -> None:
+        """Write down how a TR fares, beside its fence, if we still lead. Raises StoreDown or Fenced."""
+        meta = self.keys.of(tr.code, "meta")
+        arguments = [str(self.lead), *(text for pair in fields.items() for text in pair)]
+        if await self._ask(self._scripts["note"](keys=[meta, meta], args=arguments)) == 0:
+            raise Fenced(tr.code)
+
+    async def note_keys(self, states: Mapping[str, str]) -> None:
+        """Write down how each app key fares, in the place of what stands there. Raises StoreDown."""
+        fields: dict[Any, Any] = {**states}
+        async with self.redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(self.keys.app_keys)
+            pipeline.hset(self.keys.app_keys, mapping=fields)
+            await self._ask(pipeline.execute())
 
     async def take_lead(self, trs: tuple[TR, ...], now_ms: int) -> float:
         """Try to lead; 0 if we do, else how many seconds the holder's lease still has.
@@ -277,7 +294,7 @@ class Store:
     async def _insist(self, call: Callable[[], Awaitable[Any]]) -> Any:  # whatever the script answers
         """A script that recognises a repeat, tried until it answers or the pauses run out."""
         for pause_s in RETRY_S:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads retries, guards nothing
+            await pause(pause_s * self.rng.uniform(0.5, 1.0))
             try:
                 return await self._ask(call())
             except StoreDown as error:

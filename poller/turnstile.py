@@ -6,7 +6,6 @@ share that one here, through Redis; so does everybody on the mock server, which 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from poller.errors import TryLater
+from poller.clock import pause
+from poller.errors import NotAsked
 
 IN_FLIGHT_S = 15.0
 """Longer than any request takes: a process that died with the slot gives it back so much later."""
@@ -39,14 +39,14 @@ class Turnstile:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for the slot; inside, one request may be sent. Raises TryLater where no server answers."""
+        """Wait for the slot; inside, one request may be sent. Raises NotAsked where no server answers."""
         nonce = secrets.token_hex(8)
         try:
             while not await self._redis.set(self._key, nonce, nx=True, px=int(IN_FLIGHT_S * 1000)):
                 left_ms = await self._redis.pttl(self._key)
-                await asyncio.sleep(min(LOOK_AGAIN_S, max(0.005, left_ms / 1000)))
+                await pause(min(LOOK_AGAIN_S, max(0.005, left_ms / 1000)))
         except (RedisError, OSError) as error:
-            raise TryLater(f"the request slot cannot be shared, no server answers: {error}", everywhere=True) from error
+            raise NotAsked(f"the request slot cannot be shared, no server answers: {error}", everywhere=True) from error
         try:
             yield
         finally:

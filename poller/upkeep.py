@@ -30,10 +30,15 @@ class Trimmer:
     """Trims every stream of the plan, and knows which jobs have to wait for memory."""
 
     def __init__(self, store: Store, trs: Sequence[TR], jobs: Sequence[Job], upkeep: Upkeep) -> None:
-        self._store, self._trs, self._upkeep = store, tuple(trs), upkeep
-        self._priorities = sorted({job.priority for job in jobs})
+        self._store, self._upkeep = store, upkeep
         self._paused_from: int | None = None
         self._log = structlog.get_logger("poller")
+        self.plan(trs, jobs)
+
+    def plan(self, trs: Sequence[TR], jobs: Sequence[Job]) -> None:
+        """Go by this plan from now on."""
+        self._trs = tuple(trs)
+        self._priorities = sorted({job.priority for job in jobs})
 
     def pauses(self, job: Job) -> bool:
         """Whether the job waits until memory is free again."""

@@ -417,6 +417,8 @@ def walks_in(ledger: Path) -> dict[str, list[Walk]]:
 
     for text in ledger.read_text("utf-8").splitlines():
         line = json.loads(text)
+        if line["api_id"] not in catalogue():  # the list of sectors, which is no report
+            continue
         target = f"{line['api_id']}?" + "&".join(f"{name}={value}" for name, value in sorted(line["body"].items()))
         if line["cont_yn_in"] != "Y":
             finish(target)

@@ -25,10 +25,26 @@ LATENCY_S = (0.04, 0.06)
 """Measured on a kept-alive connection to the real server."""
 
 
+CLIENT_TIMEOUT_S = 5.0
+"""What the broker's client waits for an answer; httpx leaves it to its transport to look at the clock."""
+
+
+@dataclass
+class Sent:
+    """One request of a sender, the token call included. Moments are market time; None where one never came."""
+
+    sender: str
+    api_id: str
+    at: datetime
+    lease_left_s: float
+    arrived: datetime | None = None
+    answered: datetime | None = None
+
+
 class InProcess(httpx.AsyncBaseTransport):
     """The way to a simulator in the same loop. Half of the latency passes on the way there, half on the way back.
 
-    `away` says whether the broker cannot be reached just now.
+    `away` says whether the broker cannot be reached just now, `silent` whether this answer gets lost on its way.
     """
 
     def __init__(
@@ -39,17 +55,38 @@ class InProcess(httpx.AsyncBaseTransport):
         latency_s: tuple[float, float] = LATENCY_S,
         away: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._simulator, self._rng, self._latency_s, self._away = simulator, rng, latency_s, away
+        self._simulator, self._rng, self._away = simulator, rng, away
+        self.latency_s = latency_s
+        self.silent: Callable[[], bool] = lambda: False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Ask the simulator. Raises ConnectError while it is away, and what a dropped connection raises."""
-        latency_s = self._rng.uniform(*self._latency_s)
+        latency_s = self._rng.uniform(*self.latency_s)
         if self._away():
             raise httpx.ConnectError("All connection attempts failed", request=request)
         await asyncio.sleep(latency_s / 2)
+        if sent := request.extensions.get("sent"):
+            sent.arrived = self._simulator.market_now()
         reply = await self._simulator.call(request.url.path, request.headers, request.content)
+        if self.silent():
+            await asyncio.sleep(CLIENT_TIMEOUT_S - latency_s / 2)
+            raise httpx.ReadTimeout("", request=request)
         await asyncio.sleep(latency_s / 2)
+        if sent:
+            sent.answered = self._simulator.market_now()
         return _received(reply, request)
+
+
+class Sender(httpx.AsyncBaseTransport):
+    """The same way for one sender; what he sends is told to `note` before it leaves."""
+
+    def __init__(self, way: InProcess, note: Callable[[str], Sent]) -> None:
+        self._way, self._note = way, note
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Ask the simulator, noting when."""
+        request.extensions["sent"] = self._note(request.headers["api-id"])
+        return await self._way.handle_async_request(request)
 
 
 def _received(reply: Reply, request: httpx.Request) -> httpx.Response:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -60,6 +61,15 @@ class Stream:
         return gone
 
 
+class Committed(NamedTuple):
+    """What one commit said of a target: its versions before and after, and its last good poll."""
+
+    source: str
+    before: int
+    after: int
+    last_good: str
+
+
 def _size(fields: Mapping[str, str]) -> int:
     """Roughly the bytes that an entry takes."""
     return sum(map(len, fields.values()))
@@ -72,6 +82,7 @@ class ModelServer:
         self.now_ms = now_ms
         self.keys: dict[str, dict[str, str] | Stream | str] = {}
         self._ends_ms: dict[str, int] = {}
+        self.commits: list[Committed] = []
         self.scripts: dict[str, Script] = {  # by their text
             **{(SCRIPTS / f"{name}.lua").read_text("utf-8"): getattr(self, name) for name in FILES},
             LET_GO: self.let_go,
@@ -107,6 +118,11 @@ class ModelServer:
     def expire(self, key: str, in_ms: int) -> None:
         """PEXPIRE."""
         self._ends_ms[key] = self.now_ms() + in_ms
+
+    def lifetime(self, key: str) -> tuple[str | None, int]:
+        """GET and PTTL: the text at a key, and for how many milliseconds it will still be there."""
+        text = self.value(key, str)
+        return text, self._ends_ms.get(key, self.now_ms()) - self.now_ms()
 
     def hset(self, key: str, fields: Mapping[str, str]) -> None:
         """HSET; nothing to set makes no key."""
@@ -154,6 +170,7 @@ class ModelServer:
             self.hset(meta, {"seq": str(seq + number)})
             self.hset(state, {"commit": commit_id})
         self.hset(state, _pairs(new_state))
+        self.commits.append(Committed(source, int(before), int(after), time))
         return "ok", seq + number
 
     def note(self, keys: Texts, argv: Texts) -> int:
@@ -305,10 +322,40 @@ class ModelRedis:
         """HGETALL."""
         return await self._do("hgetall", lambda: dict(self.server.hash(key)))
 
+    def pipeline(self, *, transaction: bool) -> ModelPipeline:
+        """MULTI, as far as the store needs it."""
+        assert transaction, "commands that may be torn apart are not modelled"
+        return ModelPipeline(self)
+
+
+class ModelPipeline:
+    """Commands kept back, then done at once."""
+
+    def __init__(self, redis: ModelRedis) -> None:
+        self._redis, self._kept = redis, list[Callable[[], None]]()
+
+    async def __aenter__(self) -> ModelPipeline:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._kept.clear()
+
+    def delete(self, key: str) -> None:
+        """DEL."""
+        self._kept.append(lambda: self._redis.server.delete(key))
+
+    def hset(self, key: str, *, mapping: Mapping[str, str]) -> None:
+        """HSET."""
+        self._kept.append(lambda: self._redis.server.hset(key, mapping))
+
+    async def execute(self) -> None:
+        """EXEC."""
+        await self._redis._do("execute", lambda: [command() for command in self._kept])
+
 
 class ModelStore(Store):
     """The real store on a model server. `nonce` names the poller, the same in every run."""
 
     def __init__(self, redis: ModelRedis, prefix: str, nonce: str) -> None:
         super().__init__(cast("Redis", redis), prefix)
-        self.nonce = nonce
+        self.nonce, self.rng = nonce, random.Random(nonce)

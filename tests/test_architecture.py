@@ -20,7 +20,22 @@ from poller.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PURE = [
-    *(f"poller/{name}.py" for name in ("diff", "commit", "rows", "contract", "session", "budget", "grid", "errors")),
+    *(
+        f"poller/{name}.py"
+        for name in (
+            "diff",
+            "commit",
+            "rows",
+            "contract",
+            "session",
+            "budget",
+            "grid",
+            "errors",
+            "suspects",
+            "findings",
+            "trouble",
+        )
+    ),
     *(f"poller/trs/{path.name}" for path in (ROOT / "poller" / "trs").glob("*.py")),
     *(f"consumers/alert/{name}.py" for name in ("conditions", "rules", "text", "sign", "formats", "delivery")),
     "consumers/archive/tables.py",
@@ -163,3 +178,35 @@ def test_the_lock_names_no_host_and_covers_every_dependency():
 
     assert "://" not in lock
     assert {re.split(r"[\[<>=; ]", one)[0].lower() for one in wanted} <= locked
+
+
+OWNERS_OF_TIME = {
+    "poller/clock.py": "the poller's clock, and its sleep",
+    "consumers/clock.py": "the consumers' clock, sleep and lots",
+    "poller/embedded.py": "starts and stops a process of the machine, before any loop runs",
+    "poller/embedded_watch.py": "a process of its own beside the server",
+}
+FORBIDDEN_CALLS = {
+    **dict.fromkeys(("time", "random"), None),  # every function of theirs; a seeded random.Random is handed over
+    "datetime": {"now", "utcnow", "today"},
+    "date": {"today"},
+    "asyncio": {"sleep"},
+}
+
+
+@pytest.mark.parametrize("path", [*sources("poller"), *sources("consumers"), ROOT / "sectorwire.py"], ids=str)
+def test_only_a_few_places_own_time_and_chance(path: Path):
+    """Everything else is given a clock or a random source, which is what lets a day be simulated from one seed."""
+    name = str(path.relative_to(ROOT))
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    found = {
+        f"{call.value.id}.{call.attr}"
+        for call in calls
+        if isinstance(call, ast.Attribute)
+        and isinstance(call.value, ast.Name)
+        and call.value.id in FORBIDDEN_CALLS
+        and (FORBIDDEN_CALLS[call.value.id] is None or call.attr in (FORBIDDEN_CALLS[call.value.id] or ()))
+    }
+    found -= {"random.Random", "time.fromisoformat"}  # a source that is handed over; the class of clock times
+
+    assert not found or name in OWNERS_OF_TIME

@@ -6,6 +6,7 @@ import json
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from poller.catalogue import tr_named
@@ -140,6 +141,31 @@ async def test_a_dead_token_is_renewed_once_and_the_walk_starts_again(fake_redis
 
     assert len(answer.pages) == 2
     assert [request.headers["authorization"][-1] for request in script.requests] == ["1", "1", "2", "2"]
+
+
+async def test_a_token_that_dies_on_page_three_costs_the_walk_and_no_row(fake_redis: Redis):
+    pages = [page("000020", more="a"), page("000040", more="b"), page("000050")]
+    script = Script(*pages[:2], httpx.Response(200, json=DEAD), *pages)
+    async with broker_for(fake_redis, script, Clock()) as client:
+        answer = await client.fetch(STOCKS)
+
+    assert [found["inds_stkpc"] for found in answer.pages] == [one.json()["inds_stkpc"] for one in pages]
+    assert [request.headers.get("next-key") for request in script.requests] == [None, "a", "b", None, "a", "b"]
+    assert [request.headers["authorization"][-1] for request in script.requests] == list("111222")
+    assert script.tokens == 2
+
+
+async def test_a_message_that_repeats_a_secret_is_starred(fake_redis: Redis):
+    """No broker was seen to do it; should one, the key still appears in no log."""
+    repeats = {"return_code": 3, "return_msg": "[8001:what-is-secret]"}
+    async with broker_for(fake_redis, lambda request: httpx.Response(200, json=repeats), Clock()) as client:
+        client._secret_key = SecretStr("what-is-secret")
+        client.reread = lambda: (client._app_key, client._secret_key)
+        with pytest.raises(GiveUp) as error:
+            await client.sign_in()
+
+    assert "what-is-secret" not in str(error.value)
+    assert "[8001:***]" in str(error.value)
 
 
 async def test_a_fresh_token_that_is_refused_as_well_waits(fake_redis: Redis):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from poller.broker import Heard
 from poller.quarantine import Quarantine
@@ -270,3 +271,21 @@ def test_the_quarantine_is_listed_shown_and_read_again(capsys: pytest.CaptureFix
 
     status, line = failed(capsys, "quarantine", "show", name)
     assert (status, "nothing in the quarantine goes by" in line) == (2, True)
+
+
+def test_what_ends_all_roles_together_is_one_line_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elsewhere: Path, real_server: RealServer
+):
+    """Roles of one process end as a group of errors; a person wants the first, and what to do."""
+    for name, value in {**KEYS, "REDIS_URL": real_server.url}.items():
+        monkeypatch.setenv(name, value)
+    (elsewhere / "sectorwire.toml").write_text(
+        '[kiwoom]\nbase_url = "http://127.0.0.1:1"\n[bus]\nprefix = "newer"\n'
+        '[[poll]]\ntr = "ka20003"\ntarget = { inds_cd = "001" }\nevery = "10s"\n'
+    )
+    server = Redis.from_url(real_server.url)
+    server.hset("newer:{ka20003}:meta", "revision", "99")
+    server.close()
+
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sectorwire: ka20003 was written with revision 99")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from poller.catalogue import tr_named
-from poller.errors import GiveUp
-from poller.grid import Job
+from poller.grid import Job, Timing
 from poller.poll import Desk
 from poller.schedule import Poller
+from poller.session import Calendar
+from poller.status import read_status
 from poller.store import Store, UnfitStore
 from poller.upkeep import Trimmer, Upkeep
-from tests.conftest import FastClock, desk_for
+from tests.conftest import MONDAY_NOON, FastClock, desk_for
 
 OK = {"return_code": 0}
 PROGRAM = {"all_dfrt_trst_sell_qty": "1", "all_dfrt_trst_buy_qty": ""}
@@ -103,6 +105,26 @@ async def test_every_target_is_asked_again_and_again(desk: Desk, office: Office)
     assert office.asked.keys() == {str(SAMSUNG.target), str(KOSPI.target)}
 
 
+async def test_at_start_everybody_is_asked_whatever_the_hour_and_the_log_says_when_again(
+    desk: Desk, office: Office, logs: list[Any]
+):
+    """Noon on Monday is closed here, so one look has to do until Tuesday; a report says so once."""
+    calendar = Calendar(closures=frozenset({MONDAY_NOON.date()}))
+    closed = replace(desk, timing=Timing(calendar, calendar))
+    await run_until(Poller([SAMSUNG, HYNIX, KOSPI], closed, KEEP_ALL), lambda: len(rests(logs)) == 2)
+
+    assert set(office.asked.values()) == {1}
+    assert {rest["tr"]: rest["next_due"][:16] for rest in rests(logs)} == {
+        "ka10010": "2026-11-24T09:00",
+        "ka20003": "2026-11-24T09:00",
+    }
+    assert "09:00-15:40, 18:10" in next(rest["why"] for rest in rests(logs) if rest["tr"] == "ka20003")
+
+
+def rests(logs: list[Any]) -> list[Any]:
+    return [entry for entry in logs if entry["event"] == "polling.rests"]
+
+
 async def test_a_stock_that_is_gone_stops_its_target_alone(desk: Desk, office: Office, logs: list[Any]):
     office.special[str(HYNIX.target)] = refusal("[1902:종목 정보가 없습니다]")
     await run_until(Poller([HYNIX, SAMSUNG], desk, KEEP_ALL), lambda: office.asked.get(str(SAMSUNG.target), 0) >= 4)
@@ -121,10 +143,46 @@ async def test_a_report_that_was_removed_stops_that_report_alone(desk: Desk, off
     assert max(office.asked[str(HYNIX.target)], office.asked[str(SAMSUNG.target)]) == 1
 
 
-async def test_a_refused_key_ends_the_poller_with_the_remedy(desk: Desk, office: Office):
+async def test_a_refused_key_is_told_once_with_the_remedy_and_the_poller_keeps_trying(
+    redis: Redis, desk: Desk, office: Office, logs: list[Any]
+):
+    """Whoever registers the address at noon need not know that there is something to restart."""
     office.special[str(KOSPI.target)] = refusal("[8050:지정단말기 인증에 실패했습니다]")
-    with pytest.raises(GiveUp, match="register this machine's public address"):
-        await run_until(Poller([SAMSUNG, KOSPI], desk, KEEP_ALL), lambda: False)
+    poller = Poller([KOSPI, SAMSUNG], desk, KEEP_ALL)
+
+    def told_and_reloaded() -> bool:
+        if events(logs, "key.held") and office.asked.get(str(SAMSUNG.target), 0) < 2:
+            office.special.clear()
+            poller.ring.reload_keys()
+        return bool(events(logs, "key.back"))
+
+    await run_until(poller, told_and_reloaded)
+    (held,) = [entry for entry in logs if entry["event"] == "key.held"]
+
+    assert "register this machine's public address" in held["remedy"]
+    assert events(logs, "key.held", "key.back", "poll.failed", "broker.lost") == ["key.held", "key.back"]
+
+
+async def test_how_keys_and_reports_fare_is_written_where_another_process_sees_it(
+    redis: Redis, desk: Desk, office: Office
+):
+    office.special[str(HYNIX.target)] = refusal("[1505:존재하지 않는 API ID입니다]")
+    office.special[str(KOSPI.target)] = refusal("[8050:지정단말기 인증에 실패했습니다]")
+    poller = Poller([HYNIX, KOSPI], desk, KEEP_ALL)
+    timing = Timing(Calendar(), None)
+    found: list[list[str]] = []
+
+    async def look() -> None:
+        while not found or len(found[-1]) < 2:
+            status = await read_status(redis, "test", [HYNIX, KOSPI], timing, MONDAY_NOON, "")
+            found.append([f"{trouble.what} {trouble.state}" for trouble in status.troubles])
+            await asyncio.sleep(0.01)
+
+    looking = asyncio.create_task(look())
+    await run_until(poller, looking.done)
+
+    assert found[-1] == ["app key default held", "ka10010 stopped"]
+    assert await redis.hget("test:{ka20003}:meta", "stopped") == ""
 
 
 async def test_trouble_is_said_once_when_it_starts_and_once_when_it_ends(desk: Desk, office: Office, logs: list[Any]):

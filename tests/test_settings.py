@@ -16,6 +16,7 @@ from poller.settings import (
     duration_s,
     find_config,
     load_settings,
+    read_keys,
     read_secrets,
     size_bytes,
 )
@@ -317,6 +318,119 @@ def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path, monkeypatch
         find_config(None, {})
     with pytest.raises(ConfigError, match=r"there is no elsewhere\.toml: check the path"):
         find_config("elsewhere.toml", {})
+
+
+# --- several keys, and maintenance
+
+
+def keys(*lines: str) -> str:
+    return "[kiwoom]\n" + "".join(f"[[kiwoom.key]]\n{line}\n" for line in lines) + A_POLL
+
+
+VARIABLES = 'app_key_env = "A"\nsecret_key_env = "B"'
+
+
+def test_several_keys_come_from_variables_and_files_each_under_its_name(write, tmp_path: Path):
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n", "utf-8")
+    files = f'app_key_file = "{file}"\nsecret_key_file = "{file}"'
+    kiwoom = load_settings(write(keys(f'name = "one"\n{VARIABLES}', f'name = "two"\n{files}')), {}).kiwoom
+    one, two = read_keys(kiwoom, {"A": "first", "B": "second"})
+
+    assert kiwoom.key_names == [one.name, two.name] == ["one", "two"]
+    assert (one.app_key.get_secret_value(), two.app_key.get_secret_value()) == ("first", SECRET)
+    assert SECRET not in f"{two} {two!r} {two.model_dump()}"
+    file.write_text("replaced", "utf-8")
+    assert two.again().app_key.get_secret_value() == "replaced"
+    assert one.again().app_key == one.app_key
+
+
+def test_without_any_key_in_the_file_there_is_one_by_the_name_of_default():
+    environ = {"KIWOOM_APP_KEY": "a", "KIWOOM_SECRET_KEY": "b"}
+
+    assert [pair.name for pair in read_keys(KiwoomSettings(), environ)] == KiwoomSettings().key_names == ["default"]
+
+
+def test_a_file_that_the_environment_names_is_read_again(tmp_path: Path):
+    file = tmp_path / "secret"
+    file.write_text("old", "utf-8")
+    secrets = read_secrets({"KIWOOM_APP_KEY": "a", "KIWOOM_SECRET_KEY_FILE": str(file)})
+    file.write_text("new", "utf-8")
+
+    assert secrets.again().secret_key.get_secret_value() == "new"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('name = "x"', "[[kiwoom.key]] 1: Value error, give app_key_env and secret_key_env, or app_key_file"),
+        (f'name = "x"\n{VARIABLES}\napp_key_file = "f"', "give app_key_env and secret_key_env, or app_key_file"),
+        ('name = "x"\napp_key_env = "A"\nsecret_key_file = "f"', "give app_key_env and secret_key_env, or"),
+        (VARIABLES, "[[kiwoom.key]] 1: name is missing"),
+        (f'name = "*"\n{VARIABLES}', "[[kiwoom.key]] 1: name String should match pattern"),
+        (f'name = "x"\n{VARIABLES}\n[[kiwoom.key]]\nname = "x"\n{VARIABLES}', "two [[kiwoom.key]] are named 'x'"),
+    ],
+)
+def test_a_key_that_is_not_described_well_is_refused(write, line: str, told: str):
+    assert told.removeprefix("[[kiwoom.key]] 1: Value error, ") in refused(write(keys(line)))
+
+
+@pytest.mark.parametrize("name", ["app_key", "secret_key", "app_key_env", "secret_key_env"])
+def test_a_secret_put_where_its_place_is_named_is_not_repeated(write, name: str):
+    message = refused(write(keys(f'name = "x"\n{name} = "{SECRET}"')))
+
+    assert SECRET not in message
+    assert "[[kiwoom.key]] 1: " in message
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"A": "a"}, "B is not set: put the key into it, or name another variable in [[kiwoom.key]]"),
+        ({"A": "a a", "B": "b"}, "A holds more than one word"),
+    ],
+)
+def test_a_variable_without_a_key_is_named(environ: dict[str, str], told: str):
+    key = {"name": "x", "app_key_env": "A", "secret_key_env": "B"}
+    with pytest.raises(ConfigError) as raised:
+        read_keys(KiwoomSettings.model_validate({"key": [key]}), environ)
+
+    assert told in str(raised.value)
+
+
+def test_a_file_of_a_key_that_cannot_be_used_is_told_by_its_setting(tmp_path: Path):
+    """Its path is not repeated: people put the secret itself there."""
+    (tmp_path / "empty").touch()
+    for path, told in ((SECRET, "app_key_file cannot be read (FileNotFoundError)"), ("empty", "holds nothing")):
+        key = {"name": "x", "app_key_file": tmp_path / path, "secret_key_file": tmp_path / "empty"}
+        with pytest.raises(ConfigError) as raised:
+            read_keys(KiwoomSettings.model_validate({"key": [key]}), {})
+
+        assert told in str(raised.value)
+        assert SECRET not in str(raised.value)
+
+
+def test_one_app_key_under_two_names_would_be_asked_twice_as_often_as_it_may():
+    named = [{"name": name, "app_key_env": "A", "secret_key_env": "B"} for name in ("x", "y")]
+    with pytest.raises(ConfigError, match="x and y are one app key"):
+        read_keys(KiwoomSettings.model_validate({"key": named}), {"A": "a", "B": "b"})
+
+
+def test_kiwoom_s_maintenance_is_known_and_a_server_of_our_own_has_none(write):
+    known = ["01:00-01:30", "05:50-06:10", "07:00-07:30"]
+
+    assert [str(window) for window in load_settings(write(A_POLL), {}).kiwoom.windows] == known
+    assert KiwoomSettings(base_url="http://127.0.0.1:9100").windows == []
+    mine = load_settings(write(f'[kiwoom]\nmaintenance = ["23:50-00:10"]\n{A_POLL}'), {}).kiwoom.windows
+    assert [str(window) for window in mine] == ["23:50-00:10"]
+    assert load_settings(write(f"[kiwoom]\nmaintenance = []\n{A_POLL}"), {}).kiwoom.windows == []
+
+
+@pytest.mark.parametrize("wrong", ['"05:50"', '"05:50-05:50"', '"25:00-26:00"', "5"])
+def test_anything_else_is_no_daily_window(write, wrong: str):
+    message = refused(write(f"[kiwoom]\nmaintenance = [{wrong}]\n{A_POLL}"))
+
+    assert 'is not a daily window; write it like "05:50-06:10"' in message
 
 
 # --- secrets

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from poller.catalogue import tr_named
 from poller.commit import iso
+from poller.contract import dumps
 from poller.grid import Job, Timing
 from poller.session import Calendar
 from poller.status import Status, read_status, table
@@ -70,6 +71,27 @@ async def test_the_table_shows_name_age_and_trouble(fake_redis: Redis):
 
     for word in ("ka20003?inds_cd=001", "종합(KOSPI)", "5s ago", "+5s", "HTTP 503", "well: 1 targets fresh"):
         assert word in screen.getvalue()
+
+
+async def test_a_key_a_report_and_the_broker_are_shown_while_they_are_not_well(fake_redis: Redis):
+    since, ago = iso(MONDAY_NOON), iso(MONDAY_NOON - timedelta(hours=6))
+    held = dumps({"state": "held", "since": since, "why": "register this machine's public address"})
+    live = dumps({"state": "live", "since": since, "why": ""})
+    over = dumps({"state": "maintenance", "since": ago, "until": ago, "why": "the daily window 05:50-06:10"})
+    opened = dumps([{"key": "b", "since": since, "why": "HTTP 500"}])
+    await seen(fake_redis, 5)
+    keys: dict[Any, Any] = {"a": held, "b": live, "*": over}
+    meta: dict[Any, Any] = {"seq": "9", "breaker": opened, "stopped": ""}
+    await fake_redis.hset("test:keys", mapping=keys)
+    await fake_redis.hset("test:{ka20003}:meta", mapping=meta)
+    found = await status_of(fake_redis)
+    screen = StringIO()
+    Console(file=screen, width=200).print(table(found, MONDAY_NOON))
+
+    assert [trouble["what"] for trouble in found.as_json()["troubles"]] == ["app key a", "ka20003 with app key b"]
+    assert "app key a: held since 2026-11-23T12:00:00" in screen.getvalue()
+    assert "ka20003 with app key b: breaker open" in screen.getvalue()
+    assert found.seq == {"ka20003": 9}
 
 
 async def test_for_programs_it_is_plain_data(fake_redis: Redis):

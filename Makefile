@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TESTS ?=
 
-.PHONY: demo test test-only lint format soak mutants lock clean
+.PHONY: demo test test-only lint format soak mutants bench-schedule lock clean
 
 demo: $(READY)  ## the whole line on a simulated market; FOR=30 ends it after 30 seconds
 	@$(BIN)/sectorwire demo $(if $(FOR),--seconds $(FOR))
@@ -34,6 +34,9 @@ mutants: $(BIN)/mutmut  ## small faults put into the pure modules, to see the te
 # Only this target needs it, so it is no part of the lock.
 $(BIN)/mutmut: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
+
+bench-schedule: $(READY)  ## five minutes at most: a plan near its limit beside first come, first served, and the scheduler's cost
+	$(BIN)/python -m bench.schedule
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sectorwire needs Python 3.11 or later; set PYTHON=/path/to/python3" >&2; exit 2; }

@@ -40,7 +40,7 @@ from poller.simulator.clock import MarketClock
 from poller.simulator.server import Simulator, SimulatorSettings
 from poller.trs.base import Target
 from poller.upkeep import Upkeep
-from tests.inprocess import LATENCY_S, InProcess, MemoryLedger
+from tests.inprocess import LATENCY_S, InProcess, MemoryLedger, Sender, Sent
 from tests.model_store import ModelRedis, ModelServer, ModelStore, no_trouble
 from tests.virtual import VirtualClock, VirtualLoop, run
 
@@ -57,6 +57,15 @@ class Away:
     """Who cannot be reached just now."""
 
     broker: bool = False
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One token the broker issued, and the one that stood in the server then."""
+
+    at: datetime
+    text: str
+    stored: str | None
 
 
 class Process:
@@ -95,17 +104,7 @@ class Process:
     async def _run(self, nonce: str) -> None:
         world = self._world
         redis = ModelRedis(world.server, self._on_the_way)
-        broker = Broker(
-            "http://broker",
-            SecretStr("world-app-key"),
-            SecretStr("world-secret-key"),
-            gates=Gates(world.limits, world.clock),
-            redis=cast("Redis", redis),
-            prefix=PREFIX,
-            clock=world.clock,
-            transport=world.transport,
-        )
-        async with broker:
+        async with world.broker(nonce, redis, world.limits) as broker:
             desk = Desk(broker, ModelStore(redis, PREFIX, nonce), world.timing, world.clock, world.quarantine)
             self.poller = Poller(world.jobs, desk, world.upkeep, random.Random(f"{world.seed} {nonce}"))
             await self.poller.run(self._stop)
@@ -129,6 +128,8 @@ class World:
         latency_s: tuple[float, float] = LATENCY_S,
         off_hours_s: float | None = None,
         upkeep: Upkeep = KEEP_ALL,
+        mock: bool = False,
+        kind: type[Simulator] = Simulator,
     ) -> None:
         self.seed, self.limits, self.upkeep = seed, limits, upkeep
         self.jobs = [Job(tr_named(tr).target(values), every_s, 1, off_hours_s) for tr, values, every_s in plan]
@@ -142,18 +143,54 @@ class World:
         self.away = Away()
         self._read: dict[str, list[Entry]] = {}
         self.logs: Sequence[MutableMapping[str, Any]] = []
+        self.sent: list[Sent] = []
+        self.issued: list[Issued] = []
         market_clock = MarketClock(start, start, calendar=self.calendar)
         tokens = random.Random(f"{seed} tokens")
-        self.simulator = Simulator(
-            SimulatorSettings(seed=seed, clock=market_clock, faults=faults, limit_per_s=limit_per_s),
+        self.simulator = kind(
+            SimulatorSettings(seed=seed, clock=market_clock, faults=faults, limit_per_s=limit_per_s, mock=mock),
             self.ledger,
             self.clock,
-            token_text=lambda: f"{tokens.getrandbits(256):064x}",
+            token_text=lambda: self._token(f"{tokens.getrandbits(256):064x}"),
         )
         self.transport = InProcess(
-            self.simulator, random.Random(f"{seed} latency"), latency_s=latency_s, away=lambda: self.away.broker
+            self.simulator,
+            random.Random(f"{seed} latency"),
+            latency_s=latency_s,
+            away=lambda: self.away.broker,
         )
         self.processes = [Process(self, number) for number in range(1, pollers + 1)]
+
+    # --- who asks
+
+    def broker(self, sender: str, redis: ModelRedis, limits: Mapping[str, Limit]) -> Broker:
+        """A way to the broker under the one app key, with a budget of its own; what it sends stands in `sent`."""
+        return Broker(
+            "http://broker",
+            SecretStr("world-app-key"),
+            SecretStr("world-secret-key"),
+            gates=Gates(limits, self.clock),
+            redis=cast("Redis", redis),
+            prefix=PREFIX,
+            clock=self.clock,
+            transport=Sender(self.transport, lambda api_id: self._note(sender, api_id)),
+        )
+
+    def _note(self, sender: str, api_id: str) -> Sent:
+        sent = Sent(sender, api_id, self.clock.now(), self.lease_left_s(sender))
+        self.sent.append(sent)
+        return sent
+
+    def lease_left_s(self, nonce: str) -> float:
+        """How long a poller still leads, in seconds; 0 if it does not."""
+        holder, left_ms = self.server.lifetime(Keys(PREFIX).leader)
+        return left_ms / 1000 if holder is not None and holder.partition(":")[2] == nonce else 0.0
+
+    def _token(self, text: str) -> str:
+        found = (value for key, value in self.server.keys.items() if key.startswith(f"{PREFIX}:token:"))
+        stored = [value["token"] for value in found if isinstance(value, dict)]  # the other key there is the lock
+        self.issued.append(Issued(self.clock.now(), text, stored[0] if stored else None))
+        return text
 
     # --- running
 
@@ -211,7 +248,7 @@ class World:
     def entries(self, tr: str) -> list[Entry]:
         """The whole stream of a TR, read once for as long as it does not grow."""
         raw = self.raw_entries(tr)
-        if len(self._read.get(tr, ())) != len(raw):
+        if tr not in self._read or len(self._read[tr]) != len(raw):
             self._read[tr] = [decode(fields) for fields in raw]
         return self._read[tr]
 

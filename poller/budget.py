@@ -263,7 +263,7 @@ def shares(plan: Iterable[tuple[Target, float]], limits: Mapping[str, Limit]) ->
     """
     groups: dict[str, list[tuple[int, float]]] = {}
     for target, every_s in plan:
-        groups.setdefault("*" if "*" in limits else target.tr.code, []).append((target.pages, every_s))
+        groups.setdefault("*" if "*" in limits else target.tr.code, []).append((target.pages_at(every_s), every_s))
     return [
         Share("all TRs together" if name == "*" else name, limits[name], tuple(members))
         for name, members in sorted(groups.items())

@@ -40,7 +40,7 @@ def spread(jobs: Iterable[Job], key_names: Sequence[str]) -> dict[Target, str]:
     The same plan is spread the same way, in whatever order it stands; of equals, the key with the smallest load over
     all TRs comes first, then the one named first.
     """
-    needs = {job.target: job.target.pages / job.every_s for job in jobs}
+    needs = {job.target: job.target.pages_at(job.every_s) / job.every_s for job in jobs}
     load = {(code, name): 0.0 for code in {"", *(target.tr.code for target in needs)} for name in key_names}
     homes = {}
     for target, need in sorted(needs.items(), key=lambda item: (item[0].tr.code, -item[1], str(item[0]))):

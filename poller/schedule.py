@@ -167,6 +167,9 @@ class Poller:
         The loops end because the reign is over, not by cancelling them: a cancellation that came in mid-commit
         was seen to be swallowed (redis-py 8.1, Python 3.11), and that loop went on.
         """
+        for watched in self._watched.values():
+            if watched.gap_reason == "broker" and not watched.failures:
+                watched.gap_reason = "stopped"  # nobody of this process looked until now
         self._over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             loops: set[asyncio.Task[None]] = set()
@@ -409,7 +412,7 @@ class Poller:
         watched.trouble = None if error.everywhere else str(error)
 
     def _recovered(self, watched: Watched) -> None:
-        watched.failures, watched.gap_reason = 0, "stopped"
+        watched.failures, watched.gap_reason = 0, "broker"  # from now on we are here: what is missed is slow answers
         if self._broker_trouble:
             self._broker_trouble = False
             self._log.info("broker.recovered")

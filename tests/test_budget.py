@@ -133,6 +133,14 @@ def test_each_tr_has_a_limit_of_its_own_on_the_real_server():
     assert plan[0].needed_per_s == pytest.approx(25 / 60)
 
 
+@pytest.mark.parametrize(("every_s", "pages"), [(10.0, 1), (190.0, 1), (200.0, 2), (600.0, 4), (86_400.0, 12)])
+def test_a_trail_of_ten_second_rows_takes_more_pages_the_less_often_it_is_asked(every_s: float, pages: int):
+    """Twenty rows reach back 200 s; a plan that counted one page would be late without knowing why."""
+    (share,) = shares([(target("ka20001", inds_cd="001"), every_s)], {"ka20001": Limit(4)})
+
+    assert share.requests_per_round == pages
+
+
 def test_the_mock_server_counts_everything_together():
     (share,) = shares([(INDICES[0], 10.0), (ALL_STOCKS, 60.0)], {"*": Limit(1, MOCK_PERIOD_S)})
 

@@ -6,6 +6,7 @@ Pure: a seventh TR is one file in this folder; if it needed an `if` elsewhere, a
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,10 +77,13 @@ class Append(Table):
     """A sliding window or growing list, newest first: new rows are appended, falling out of it means nothing.
 
     `window` is how many rows the snapshot keeps, the newest by key. `newest_is_trading_day` tells that the newest key
-    is the trading day that the broker's answers belong to.
+    is the trading day that the broker's answers belong to. Where a row is added every `row_every_s`, a page of
+    `page_rows` reaches back only so far, and polls that are further apart take several.
     """
 
     newest_is_trading_day: bool = False
+    row_every_s: float | None = None
+    page_rows: int = 1
 
     mode = "append"
 
@@ -194,6 +198,15 @@ class Target:
     def pages(self) -> int:
         """How many pages a whole answer usually takes."""
         return self.tr.pages(self.request)
+
+    def pages_at(self, every_s: float) -> int:
+        """How many pages a poll takes so long after the last: a trail is walked back to the newest row that we have."""
+        trails = [
+            math.ceil((every_s / table.row_every_s + 1) / table.page_rows)
+            for table in self.tr.tables
+            if isinstance(table, Append) and table.row_every_s is not None
+        ]
+        return max([self.pages, *(min(pages, self.tr.max_pages) for pages in trails)])
 
     def __str__(self) -> str:
         return f"{self.tr.code}?{self.query}"

@@ -36,6 +36,8 @@ SECTOR_QUOTES = TR(
             rows_at="inds_cur_prc_tm",
             key="time",
             window=240,
+            row_every_s=10,
+            page_rows=20,
             headline=QUOTE_HEADLINE,
             guards=(VOLUME_CHAIN, VOLUME_FELL),
         ),

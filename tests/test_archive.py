@@ -516,7 +516,7 @@ async def test_entries_that_reuse_old_ids_after_a_lost_tail_are_not_taken_for_ar
 
     assert again.rows[INDICES] == 1
     assert frame(path)["event_id"].to_list().count("ka20003?inds_cd=001#7.1.1") == 1
-    assert "stream.forked" in {log["event"] for log in logs}
+    assert "archive.forked" in {log["event"] for log in logs}
 
 
 async def test_a_stop_in_the_pause_between_commits_is_quick_and_acknowledges(redis: Redis, store: Store, path: Path):

@@ -23,8 +23,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from rich.table import Table
 
+from consumers.archive.fork import GROUP, Fork, Parts, forked, known_forks, moment, parted, present, quoted, reached
 from consumers.archive.tables import KST, NOTICES, UNREADABLE, field_names, packed, unpacked
-from consumers.archive.writer import GROUP, quoted
 from poller.contract import Catalogue, Keys, TableInfo, TrInfo, loads, newest, plain
 
 SHOWN = 5
@@ -40,7 +40,10 @@ class QuestionError(ValueError):
 
 @dataclass(frozen=True)
 class TableStatus:
-    """One table as it stands: `positions` per TR, `lag` in entries its stream holds that are not archived yet."""
+    """One table as it stands: `positions` per TR, `lag` in entries its stream holds that are not archived yet.
+
+    `forks` counts how often the server was found to have lost entries that the archive has.
+    """
 
     table: str
     rows: int
@@ -49,6 +52,7 @@ class TableStatus:
     newest: datetime | None
     positions: dict[str, str] = field(default_factory=dict)
     lag: int | None = None
+    forks: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ async def archive_status(path: Path, prefix: str = "sectorwire", redis: Redis | 
     tables = opened(path)
     trs = sorted({name.partition("/")[0] for name in tables if "/" in name})
     lags = {tr: await _lag(redis, prefix, tr) for tr in trs} if redis is not None else {}
-    return [_status(name, delta, trs, prefix, lags) for name, delta in tables.items()]
+    forks = {tr: forked(tables[NOTICES], Keys(prefix).of(tr, "changes")) for tr in trs if NOTICES in tables}
+    return [_status(name, delta, trs, prefix, lags, forks) for name, delta in tables.items()]
 
 
 def status_table(statuses: Iterable[TableStatus]) -> Table:
@@ -98,8 +103,8 @@ def status_table(statuses: Iterable[TableStatus]) -> Table:
     for one in statuses:
         position = max(one.positions.values(), key=packed, default="")
         seen = one.newest.astimezone(KST).isoformat(" ", "seconds") if one.newest else ""
-        rows.append((one.table, f"{one.rows:,}", one.files, f"{one.bytes:,}", position, seen, one.lag))
-    return _rich(["table", "rows", "files", "bytes", "position", "newest", "lag"], rows)
+        rows.append((one.table, f"{one.rows:,}", one.files, f"{one.bytes:,}", position, seen, one.lag, one.forks))
+    return _rich(["table", "rows", "files", "bytes", "position", "newest", "lag", "forks"], rows)
 
 
 def run_sql(path: Path, sql: str) -> Answer:
@@ -142,6 +147,8 @@ def export(path: Path, table: str, fmt: Literal["parquet", "csv"], out: Path) ->
 async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) -> list[str]:
     """What is wrong with the archive, one line each; nothing when archive, streams and snapshots agree.
 
+    A fork is told as well: what only the archive has then is not wrong, the server lost it (`Fork.told`).
+
     Raises QuestionError where there is no archive.
     """
     findings: list[str] = []
@@ -151,7 +158,11 @@ async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) ->
         durable: str | None = await client.get(Keys(prefix).of(tr.tr, "position", GROUP))
         try:
             archive = await asyncio.to_thread(_TrArchive, path, prefix, tr)
+            findings += _shown(tr, [fork.told for fork in archive.forks])
             findings += _shown(tr, await asyncio.to_thread(archive.doubled))
+            if await parted(redis, archive.stream, archive.reached, archive.parts):
+                findings.append(f"{tr.tr}: the server has lost entries: start the archive, which marks where")
+                continue
             findings += _shown(tr, await asyncio.to_thread(archive.holes, durable))
             findings += _shown(tr, await _missing(redis, prefix, archive, durable))
             if durable:
@@ -166,57 +177,61 @@ class _TrArchive:
 
     def __init__(self, path: Path, prefix: str, tr: TrInfo) -> None:
         self.tr = tr
-        stream = Keys(prefix).of(tr.tr, "changes")
+        self.stream = stream = Keys(prefix).of(tr.tr, "changes")
         everything = opened(path)
         mine = {name: delta for name, delta in everything.items() if name.partition("/")[0] == tr.tr}
         shared = {name: everything[name] for name in (NOTICES, UNREADABLE) if name in everything}
         self.positions = {name: delta.transaction_version(stream) or 0 for name, delta in {**mine, **shared}.items()}
-        self._engine = _over({**mine, **shared})
-        parts = [f"SELECT event_id, stream_id, seq, epoch, published_at FROM {_sql_name(name)}" for name in mine]
-        for name in shared:
-            epoch = "epoch" if name == NOTICES else "NULL"
-            parts.append(
-                f"SELECT event_id, stream_id, seq, {epoch}, published_at FROM {name} WHERE tr = {quoted(tr.tr)}"
-            )
-        self._entries = f"({' UNION ALL '.join(parts)})"
+        self.reached = reached({**mine, **shared}, stream)
+        self.parts = Parts({**mine, **shared}, tr.tr)
+        self._entries = self.parts.entries
+        self.forks: list[Fork] = known_forks(self.ask, tr.tr) if NOTICES in shared else []
+        self._present = present(self.forks)
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
         """The rows of an answer. Raises QuestionError where a file cannot be read."""
         try:
-            found = self._engine.execute(sql).read_all()
+            return self.parts.ask(sql)
         except Exception as error:  # the engine raises what its layers raise
             raise QuestionError(_one_line(error)) from error
-        columns = [column.to_pylist() for column in found.columns]
-        return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def doubled(self) -> list[str]:
-        """Entries that are there more than once."""
+        """Entries that are there more than once. After a fork two that have no id may have had one stream id."""
         sql = f"""SELECT coalesce(event_id, stream_id) AS id, count(*) AS times FROM {self._entries}
-                  GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"""
+                  GROUP BY 1, CASE WHEN event_id IS NULL THEN fields END HAVING count(*) > 1 ORDER BY 1"""
         return [f"{one['id']} is in the archive {one['times']} times" for one in self.ask(sql)]
 
     def holes(self, durable: str | None) -> list[str]:
-        """Where `seq` does not rise by one. It goes back only where a server lost entries: a new epoch says so."""
+        """Where `seq` does not rise by one, leaving out what the server lost at a fork.
+
+        It goes back only where a server lost entries: a new epoch says so.
+        """
         until = ""
         if durable:
-            here = f"(SELECT max(seq) FROM {self._entries} WHERE stream_id = {quoted(durable)})"
-            moment = _moment(durable)
-            until = f"AND (published_at < {moment} OR (published_at = {moment} AND seq <= {here}))"
+            here = f"(SELECT max(seq) FROM {self._entries} WHERE stream_id = {quoted(durable)} AND {self._present})"
+            then = moment(durable)
+            until = f"AND (published_at < {then} OR (published_at = {then} AND seq <= {here}))"
         sql = f"""SELECT * FROM (
                     SELECT seq, epoch, lag(seq) OVER w AS seq_before, lag(epoch) OVER w AS epoch_before
-                    FROM {self._entries} WHERE seq IS NOT NULL {until} WINDOW w AS (ORDER BY published_at, seq))
+                    FROM {self._entries} WHERE seq IS NOT NULL AND {self._present} {until}
+                    WINDOW w AS (ORDER BY published_at, seq))
                   WHERE seq > seq_before + 1 OR (seq < seq_before AND epoch <= epoch_before) ORDER BY seq"""
         return [f"seq goes from {one['seq_before']} to {one['seq']}" for one in self.ask(sql)]
 
     def between(self, first: str, last: str) -> set[str]:
-        """The ids of the entries between two stream ids."""
-        sql = f"""SELECT DISTINCT coalesce(event_id, stream_id) AS id FROM {self._entries}
-                  WHERE published_at BETWEEN {_moment(first)} AND {_moment(last)}"""
-        return {one["id"] for one in self.ask(sql)}
+        """The ids of the entries between two stream ids. Raises QuestionError where a file cannot be read."""
+        try:
+            return self.parts.between(first, last)
+        except Exception as error:  # the engine raises what its layers raise
+            raise QuestionError(_one_line(error)) from error
+
+    def done(self, table: str, durable: str | None) -> int:
+        """Up to where a table has to have everything. After a fork its own position is of another history."""
+        return max(packed(durable or "0-0"), 0 if self.forks else self.positions.get(table, 0))
 
     def folded(self, target: str) -> dict[str, dict[str, object]] | None:
         """The rows of a target as the archive has them, by `table/key`; None where no reset of it is archived."""
-        mine = f"starts_with(event_id, {quoted(target + '#')})"
+        mine = f"starts_with(event_id, {quoted(target + '#')}) AND {self._present}"
         resets = self.ask(
             f"SELECT epoch, seq FROM {NOTICES} WHERE op = 'reset' AND {mine} ORDER BY epoch DESC, seq DESC LIMIT 1"
         )
@@ -246,7 +261,7 @@ async def _missing(redis: Redis, prefix: str, archive: _TrArchive, durable: str 
     while page := await client.xrange(stream, after, "+", count=PAGE):
         there = await asyncio.to_thread(archive.between, page[0][0], page[-1][0])
         for stream_id, fields in page:
-            done = max(packed(durable or "0-0"), archive.positions.get(_table_of(archive.tr, fields), 0))
+            done = archive.done(_table_of(archive.tr, fields), durable)
             if packed(stream_id) <= done and not there & {fields.get("id"), stream_id}:
                 missing.append(f"{fields.get('id', '')} ({stream_id}) is in the stream and not in the archive")
         after = f"({page[-1][0]}"
@@ -315,10 +330,6 @@ def _window(table: TableInfo, rows: dict[str, dict[str, object]]) -> dict[str, d
     return {f"{table.table}/{key}": rows[key] for key in kept}
 
 
-def _moment(stream_id: str) -> str:
-    return f"arrow_cast({int(stream_id.partition('-')[0]) * 1000}, 'Timestamp(Microsecond, Some(\"UTC\"))')"
-
-
 def _shown(tr: TrInfo, found: Sequence[str]) -> list[str]:
     more = [f"{tr.tr}: … and {len(found) - SHOWN} more of this kind"] if len(found) > SHOWN else []
     return [f"{tr.tr}: {one}" for one in found[:SHOWN]] + more
@@ -340,7 +351,12 @@ def _over(tables: Mapping[str, DeltaTable]) -> QueryBuilder:
 
 
 def _status(
-    name: str, delta: DeltaTable, trs: Sequence[str], prefix: str, lags: Mapping[str, int | None]
+    name: str,
+    delta: DeltaTable,
+    trs: Sequence[str],
+    prefix: str,
+    lags: Mapping[str, int | None],
+    forks: Mapping[str, int],
 ) -> TableStatus:
     actions: Any = delta.get_add_actions(flatten=True)
 
@@ -359,6 +375,7 @@ def _status(
         newest=max(figures(f"max.{when}"), default=None),
         positions={tr: unpacked(position) for tr, position in at.items() if position},
         lag=lags.get(mine[0]) if "/" in name else None,
+        forks=sum(forks.get(tr, 0) for tr in mine),
     )
 
 

@@ -37,6 +37,7 @@ DAY_ZERO = EPOCH.date()
 KST = timezone(timedelta(hours=9))
 SEQ_BITS = 20
 MAX_MS = (1 << 43) - 1
+MAX_NUMBER = (1 << SEQ_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,12 @@ def packed(stream_id: str) -> int:
     (3, '1795330635454-3')
     """
     ms, _, number = stream_id.partition("-")
-    return min(int(ms), MAX_MS) << SEQ_BITS | min(int(number or 0), (1 << SEQ_BITS) - 1)
+    return min(int(ms), MAX_MS) << SEQ_BITS | min(int(number or 0), MAX_NUMBER)
 
 
 def unpacked(position: int) -> str:
     """The stream id of a position."""
-    return f"{position >> SEQ_BITS}-{position & ((1 << SEQ_BITS) - 1)}"
+    return f"{position >> SEQ_BITS}-{position & MAX_NUMBER}"
 
 
 def placed(batch: Iterable[Delivery], tr: TrInfo, columns: Mapping[str, Sequence[Column]]) -> dict[str, list[Line]]:
@@ -270,8 +271,10 @@ def _unreadable(delivery: Delivery, error: Exception) -> Line:
         "reason": " ".join(str(error).split())[:300],
         "fields": dumps(delivery.fields),
     }
-    identity = f"{delivery.tr} {delivery.stream_id}"
-    return Line(delivery.stream_id, identity, {name: _printable(value) for name, value in cells.items()})
+    printable = {name: _printable(value) for name, value in cells.items()}
+    # the fields as well: after a fork the server may give another entry the same stream id
+    identity = f"{delivery.tr} {delivery.stream_id} {printable['fields']}"
+    return Line(delivery.stream_id, identity, printable)
 
 
 def _printable(value: Cell) -> Cell:

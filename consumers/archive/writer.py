@@ -3,7 +3,9 @@
 The surprises: the position in the stream is part of each commit and is checked on the handle that writes, so a rival
 that has written meanwhile makes our commit fail instead of doubling rows; Delta itself never calls fsync, so we do,
 before anything is acknowledged; and the pause between two commits comes after the write and before the
-acknowledgement, so what is new is archived at once and what follows is gathered.
+acknowledgement, so what is new is archived at once and what follows is gathered. Our position is not the server's: at
+the start, after each lost connection and before each write the two are compared, and a stream that has lost entries is
+read again from its start (`fork.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,14 @@ from deltalake.schema import PrimitiveType
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from consumers.archive import fork
+from consumers.archive.fork import GROUP, quoted
 from consumers.archive.settings import ArchiveSettings
-from consumers.archive.tables import UNREADABLE, Column, Line, arrow, declared, placed
+from consumers.archive.tables import NOTICES, UNREADABLE, Column, Line, arrow, declared, placed
+from consumers.clock import utc_now
 from consumers.group import BATCH, Batch, LeaseLost, Membership
 from poller.contract import Catalogue, Keys, TrInfo
 
-GROUP = "archive"
 TIDY_AFTER = 100
 """Commits cost more with every file there is: 25 ms at 100 files, 125 at 500, and one to three tenths to merge them."""
 
@@ -56,8 +60,9 @@ class ArchiveTable:
 
     def __init__(self, root: Path, name: str, stream: str, columns: Sequence[Column]) -> None:
         self._path, self._stream = root / name, stream
-        self._identity = "concat(tr, ' ', stream_id)" if name == UNREADABLE else "event_id"
-        self._delta = _opened(self._path, columns)
+        self._identity = "concat(tr, ' ', stream_id, ' ', fields)" if name == UNREADABLE else "event_id"
+        self.delta = self._delta = _opened(self._path, columns)
+        self._history = stream
         stored = stored_columns(self._delta)
         known = {column.name for column in stored}
         added = [column for column in columns if column.name not in known]
@@ -73,6 +78,10 @@ class ArchiveTable:
         """How far in the stream this table is, as far as our handle knows; 0 before the first commit."""
         return self._delta.transaction_version(self._stream) or 0
 
+    def follow(self, history: str) -> None:
+        """Keep how far we are in the present history under its name, beside the position that never goes back."""
+        self._history = history
+
     def write(self, lines: Sequence[Line]) -> int:
         """Add the lines that are not there yet, durably, and say how many they were.
 
@@ -81,19 +90,31 @@ class ArchiveTable:
         new = self._not_there(lines)
         if not new:
             return 0
-        position = max(self.position, *(line.position for line in new))
+        newest = max(line.position for line in new)
+        here = self._delta.transaction_version(self._history) or 0
+        self._add(new, {self._stream: max(self.position, newest), self._history: max(here, newest)})
+        return len(new)
+
+    def mark(self, notice: Line, history: str) -> None:
+        """Add a notice that is in no stream, durably; with it begins another history of the stream, at its position.
+
+        Raises CommitFailedError where a rival has marked it.
+        """
+        self._add([notice], {history: notice.position})
+
+    def _add(self, lines: Sequence[Line], positions: Mapping[str, int]) -> None:
+        marks = [Transaction(name, position) for name, position in positions.items()]
         write_deltalake(
             self._delta,
-            arrow(self.columns, new),
+            arrow(self.columns, lines),
             mode="append",
             schema_mode="merge" if self._grows else None,
-            commit_properties=CommitProperties(app_transactions=[Transaction(self._stream, position)]),
+            commit_properties=CommitProperties(app_transactions=marks),
             post_commithook_properties=NO_HOOKS,
         )
         self._grows = False
         self._make_durable()
         self._small_files += 1
-        return len(new)
 
     def tidy_if_due(self) -> None:
         """Merge small files every hundred commits and when a trading day begins.
@@ -128,7 +149,7 @@ class ArchiveTable:
         position = self.position
         doubtful = [line for line in lines if line.position <= position]
         there = self._present(doubtful) if doubtful else set()
-        if len(there) < len(doubtful):
+        if len(there) < len(doubtful) and self._history == self._stream:  # a fork that is marked has been told
             structlog.get_logger("archive").warning("stream.forked", table=str(self._path), entries=len(doubtful))
         return [line for line in lines if line.position > position or line.identity not in there]
 
@@ -174,11 +195,6 @@ def stored_columns(delta: DeltaTable) -> list[Column]:
     return [Column(field.name, getattr(field.type, "type", "")) for field in delta.schema().fields]
 
 
-def quoted(text: str) -> str:
-    """A text as SQL writes it."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _sync(files: Iterable[Path], *directories: Path) -> None:
     """Put files, then the directories that name them, on the disk."""
     for path in (*files, *directories):
@@ -214,7 +230,8 @@ class _TrArchiver:
         self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
         self._tr, self._settings, self._rows = tr, settings, rows
         self._stream = Keys(prefix).of(tr.tr, "changes")
-        self._member = Membership(redis, prefix, tr.tr, GROUP, name, alone=True)
+        self._position = Keys(prefix).of(tr.tr, "position", GROUP)
+        self._member = Membership(redis, prefix, tr.tr, GROUP, name, alone=True, joined=self._come_back)
         self._tables: dict[str, ArchiveTable] = {}
         self._log = structlog.get_logger("archive").bind(tr=tr.tr)
         self._stop = asyncio.Event()
@@ -225,25 +242,71 @@ class _TrArchiver:
             await self._forgive()
         await self._member.consume(self._archive, stop)
 
+    async def _come_back(self) -> None:
+        """At the start and after a lost connection: see whether the server still has what we have read."""
+        self._tables = {}
+        if (self._settings.path / self._tr.tr).is_dir():
+            async with self._told():
+                await self._see_fork(closely=True)
+
     async def _archive(self, batch: Batch) -> None:
         """Write a batch; return when every table it touches is durable."""
         written: Counter[str] = Counter()
         try:
-            await asyncio.to_thread(self._write, batch, written)
+            async with self._told():
+                if await self._see_fork():  # a server that came back while nobody was talking to it breaks nothing
+                    raise LeaseLost("the server has lost entries: its stream is read again from the start")
+                await asyncio.to_thread(self._write, batch, written)
+        finally:
+            self._rows.update(written)
+        await self._gather(batch)
+
+    async def _see_fork(self, *, closely: bool = False) -> bool:
+        """Mark a fork where the stream is not the one that we have read, and begin again at its start.
+
+        The group first: were we to die before the mark, the fork would be seen once more.
+        """
+        await asyncio.to_thread(self._open)
+        tables = {name: table.delta for name, table in self._tables.items()}
+        position = fork.reached(tables, self._stream)
+        parts = fork.Parts(tables, self._tr.tr) if closely else None
+        found = await fork.parted(self._redis, self._stream, position, parts)
+        if found is None:
+            return False
+        seen = await fork.seen(self._redis, self._stream, tables, self._tr.tr, position, found)
+        await fork.read_from_the_start(self._redis, self._stream, self._position)
+        history = fork.history(tables[NOTICES], self._stream, seen.number)
+        await asyncio.to_thread(self._tables[NOTICES].mark, seen.line(utc_now()), history)
+        self._follow(history)
+        facts = {"position": seen.position, "last_id": seen.last, "since": seen.since}
+        self._log.warning("archive.forked", fork=seen.number, skipped=seen.skipped, lost=seen.lost, **facts)
+        return True
+
+    @asynccontextmanager
+    async def _told(self) -> AsyncIterator[None]:
+        """Turn what goes wrong with the tables into what the loop waits out."""
+        try:
+            yield
+        except (RedisError, LeaseLost):
+            raise
         except CommitFailedError as error:
             await self._start_over()
             raise LeaseLost(f"another archiver has written meanwhile: {error}") from error
         except Exception as error:  # no entry is to blame for a full disk: waited out, never parked
             await self._start_over()
             raise OSError(f"cannot write to {self._settings.path}: {error}") from error
-        finally:
-            self._rows.update(written)
-        await self._gather(batch)
 
-    def _write(self, batch: Batch, written: Counter[str]) -> None:
+    def _open(self) -> None:
         if not self._tables:
             mine, root = declared({self._tr.tr: self._tr}), self._settings.path
             self._tables = {name: ArchiveTable(root, name, self._stream, columns) for name, columns in mine.items()}
+            self._follow(fork.history(self._tables[NOTICES].delta, self._stream))
+
+    def _follow(self, history: str) -> None:
+        for table in self._tables.values():
+            table.follow(history)
+
+    def _write(self, batch: Batch, written: Counter[str]) -> None:
         lines = placed(batch, self._tr, {name: table.columns for name, table in self._tables.items()})
         for name, some in lines.items():
             written[name] += self._tables[name].write(some)

@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import structlog
+from redis.exceptions import RedisError
 from rich.console import Console, Group
 from rich.text import Text
 
@@ -35,6 +36,7 @@ from consumers.alert import send
 from consumers.alert.endpoints import EndpointError
 from consumers.alert.receiver import receiving
 from consumers.alert.rules import RuleError
+from consumers.parked import ParkedError, ParkingLot
 from consumers.service import ConsumerSettings, Desk, Roles, checked_desk, roles_of
 from poller import commands
 from poller.catalogue import described, tr_named
@@ -85,8 +87,10 @@ look
   archive     status, sql, export, verify: questions asked of the archive
 
 repair
+  doctor      look for what usually goes wrong, with the remedy of each
   endpoints   list, test, dead, redrive: where alerts go, and what did not get there
   quarantine  list, show, retry: answers that could not be read
+  parked      list, show, redrive, drop: entries that a group gave up on
 
 develop
   simulate    the made-up market as a server of its own; --replay DIR a recorded day
@@ -152,12 +156,16 @@ def _parser() -> _Parser:
     _record_option(command("run", "every role in one process, until Ctrl-C or SIGTERM", run))
     command("alert", "decide and send alerts, until Ctrl-C or SIGTERM", alert)
     _archive_options(command("archive", "archive until Ctrl-C or SIGTERM, or answer a question asked of it", archive))
+    command("doctor", "look for what usually goes wrong; status 1 if something serious is found", doctor).add_argument(
+        "--json", action="store_true", help="for programs"
+    )
     _endpoint_options(command("endpoints", "how things stand with the endpoints of alerts", endpoints))
     _reference_options(
         command("catalogue", "what each report holds", commands.catalogue, config=False),
         command("schema", "the stream's contract as an AsyncAPI document", commands.schema, config=False),
     )
     _quarantine_options(command("quarantine", "answers that could not be read", commands.quarantine))
+    _parked_options(command("parked", "entries that a group gave up on, and why", parked))
     _simulate_options(command("simulate", "the made-up market as a server", commands.simulate, config=False))
     _replay_options(command("replay", "a recorded day decided again: what would have been published", replay))
     return parser
@@ -237,6 +245,25 @@ def _quarantine_options(quarantine: argparse.ArgumentParser) -> None:
     _part(actions, "show", "one answer, with why and where").add_argument("id", metavar="ID")
     retry = _part(actions, "retry", "read again with today's declarations; what can be read now is removed")
     retry.add_argument("ids", nargs="*", default=[], metavar="ID", help="default: all of them")
+
+
+def _parked_options(parked: argparse.ArgumentParser) -> None:
+    actions = parked.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    listing = _part(actions, "list", "what is parked, oldest first")
+    listing.add_argument("--tr", default=None, metavar="TR", help="only of this report")
+    listing.add_argument("--group", default=None, metavar="GROUP", help="only of this group, such as alert")
+    listing.add_argument("--json", action="store_true", default=False, help="for programs")
+    for name, about, ids in (
+        ("show", "one entry, with the stack of its last error", None),
+        ("redrive", "let the group handle entries again, as they are and before what is new", "*"),
+        ("drop", "forget entries for ever", "*"),
+    ):
+        action = _part(actions, name, about)
+        action.add_argument("tr", metavar="TR")
+        action.add_argument("group", metavar="GROUP")
+        action.add_argument("ids", nargs=ids or 1, default=[], metavar="ID", help="as `parked list` prints it")
+        if name == "drop":
+            action.add_argument("--all", action="store_true", default=False, help="instead of ids: all of the group")
 
 
 def _replay_options(replay: argparse.ArgumentParser) -> None:
@@ -555,6 +582,16 @@ async def _run_roles(settings: Settings, desk: Desk, *, alerts: bool) -> int:
     return 0
 
 
+async def doctor(args: argparse.Namespace) -> int:
+    """Look for what usually goes wrong, and tell the remedies."""
+    desk = _desk_of(find_config(args.config, os.environ), os.environ)
+    trs = {rule.tr for rule in desk.rules}
+    roles = {(tr, "changes", "alert"): "alert" for tr in trs}
+    roles |= {(tr, "alerts", "send"): "alert" for tr in trs if desk.endpoints}
+    roles |= {(tr, "changes", "archive"): "archive" for tr in described() if desk.archive}
+    return await commands.diagnose(args, roles, desk.archive.path if desk.archive else None)
+
+
 async def endpoints(args: argparse.Namespace) -> int:
     """How things stand with the endpoints; a test message; dead letters, and sending them again."""
     path = find_config(args.config, os.environ)
@@ -578,6 +615,35 @@ async def endpoints(args: argparse.Namespace) -> int:
                 now = one.standing
                 counts = f"{now.delivered} delivered, {now.waiting} waiting, {now.dead_kept} dead"
                 print(f"{one.name}  {one.format} at {one.host}  {now.disabled or one.breaker}  {counts}")
+    return 0
+
+
+async def parked(args: argparse.Namespace) -> int:
+    """What groups gave up on; handing it out again, or dropping it."""
+    if args.action == "drop" and bool(args.ids) == args.all:
+        raise UsageError("parked drop wants the ids that `parked list` prints, or --all")
+    settings = commands.settings_of(args)
+    async with open_bus(settings) as bus:
+        lot = ParkingLot(bus.redis, settings.bus.prefix, described())
+        match args.action:
+            case "list":
+                found = await lot.listed(args.tr, args.group)
+                if args.json:
+                    print(dumps([one.as_json() for one in found]))
+                    return 0
+                for one in found:
+                    print(f"{one.tr}  {one.group}  {one.id}  {one.fields.get('id', '–')}  {one.why}")
+                if not found:
+                    print("nothing is parked")
+            case "show":
+                one = await lot.one(args.tr, args.group, args.ids[0])
+                print(dumps({**one.as_json(), "stack": None, "fields": one.fields}), one.stack, sep="\n")
+            case "redrive":
+                count = await lot.redrive(args.tr, args.group, args.ids)
+                waits = "" if await lot.active(args.tr, args.group) else ", as soon as somebody runs the group"
+                print(f"{count} are handed out again{waits}")
+            case "drop":
+                print(f"{await lot.drop(args.tr, args.group, args.ids)} are dropped")
     return 0
 
 
@@ -615,13 +681,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_up_logs(debug=debug, quiet=args.command not in SERVICES)
         outcome = args.call(args)
         return int(_awaited(outcome) if inspect.iscoroutine(outcome) else outcome)
-    except (UsageError, ConfigError, BadRequest, RuleError, EndpointError) as error:
+    except (UsageError, ConfigError, BadRequest, RuleError, EndpointError, ParkedError) as error:
         return _failed(error, 2, debug=debug)
     except BrokenPipeError:  # `sectorwire tail | head`: whoever read us has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (BrokerError, StoreError, OSError) as error:
         return _failed(error, 1, debug=debug)
+    except RedisError as error:  # it was there when the command began
+        return _failed(StoreError(f"the server does not answer any more: {error}"), 1, debug=debug)
     except KeyboardInterrupt:
         return 130
 

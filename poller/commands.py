@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from poller import listing, once, sectors, status
+from poller import doctor, listing, once, sectors, status
 from poller.asyncapi import asyncapi
 from poller.budget import Share, shares
 from poller.catalogue import described, find, tr_named
@@ -105,6 +105,15 @@ async def check(args: Namespace) -> int:
 
 def fitting(settings: Settings, jobs: Sequence[Job]) -> list[Share]:
     """The plan's share of every limit of every key. Raises ConfigError with the arithmetic where it does not fit."""
+    plan = shares_of(settings, jobs)
+    for share in plan:
+        if not share.fits:
+            raise ConfigError(f"the plan does not fit: {share.remedy()}")
+    return plan
+
+
+def shares_of(settings: Settings, jobs: Sequence[Job]) -> list[Share]:
+    """The plan's share of every limit of every key, whether it fits or not."""
     limits, names = settings.kiwoom.limits, settings.kiwoom.key_names
     if len(names) == 1 or "*" in limits:
         plan = shares([(job.target, job.every_s) for job in jobs], limits)
@@ -113,9 +122,6 @@ def fitting(settings: Settings, jobs: Sequence[Job]) -> list[Share]:
         for name in names:
             mine = shares([(job.target, job.every_s) for job in jobs if homes[job.target] == name], limits)
             plan += [replace(share, name=f"{share.name} with key {name}") for share in mine]
-    for share in plan:
-        if not share.fits:
-            raise ConfigError(f"the plan does not fit: {share.remedy()}")
     return plan
 
 
@@ -289,7 +295,9 @@ async def show_status(args: Namespace) -> int:
 
         async def read() -> status.Status:
             try:
-                return await status.read_status(bus.redis, settings.bus.prefix, jobs, timing, clock.now(), bus.told)
+                return await status.read_status(
+                    bus.redis, settings.bus.prefix, jobs, timing, clock.now(), bus.told, settings.bus.retention
+                )
             except (RedisError, OSError) as error:
                 raise StoreDown(f"the server does not answer any more: {error}") from error
 
@@ -308,6 +316,30 @@ async def show_status(args: Namespace) -> int:
             while not await clock.wait(stop, WATCH_EVERY_S):
                 live.update(status.table(await read(), clock.now()), refresh=True)
     return 0
+
+
+async def diagnose(args: Namespace, roles: doctor.Roles, archive: Path | None) -> int:
+    """Look for what usually goes wrong, and print each finding with its remedy; 1 if one is serious."""
+    settings = settings_of(args)
+    jobs = settings.jobs()
+    plan = shares_of(settings, jobs)
+    async with open_bus(settings, unfit_too=True) as bus:
+        try:
+            facts = await doctor.gather(settings, jobs, plan, bus, Clock(), roles=roles, archive=archive)
+        except (RedisError, OSError) as error:
+            raise StoreDown(f"the server does not answer any more: {error}") from error
+    found = doctor.findings(facts)
+    serious = any(finding.severity == "serious" for finding in found)
+    if args.json:
+        told = {"well": not serious, "server": bus.told, "findings": [finding.as_json() for finding in found]}
+        print(json.dumps(told, ensure_ascii=False))
+        return int(serious)
+    print(bus.told)
+    for finding in found:
+        print(finding)
+    if not serious:
+        print("well: nothing serious" if found else "well: nothing found")
+    return int(serious)
 
 
 def catalogue(args: Namespace) -> int:

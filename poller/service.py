@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -28,6 +29,9 @@ from poller.store import Store, StoreDown, UnfitStore, connect
 from poller.turnstile import Turnstile
 
 OLDEST_SERVER = (7, 0)
+EVICTS_NOTHING = "noeviction"
+"""The one maxmemory-policy under which a full server refuses writes, instead of throwing away what it holds."""
+
 READERS = 64
 
 
@@ -56,10 +60,11 @@ class Bus:
 
 
 @asynccontextmanager
-async def open_bus(settings: Settings) -> AsyncIterator[Bus]:
-    """Connect to the configured server, or to one of our own.
+async def open_bus(settings: Settings, *, unfit_too: bool = False) -> AsyncIterator[Bus]:
+    """Connect to the configured server, or to one of our own; with `unfit_too` even to one that cannot be worked with.
 
-    Raises ConfigError where there is none, StoreDown where it does not answer, UnfitStore where it is too old.
+    Raises ConfigError where there is none, StoreDown where it does not answer, UnfitStore where it is too old or
+    throws entries away.
     """
     async with AsyncExitStack() as stack:
         url, embedded = settings.bus.url, None
@@ -75,24 +80,48 @@ async def open_bus(settings: Settings) -> AsyncIterator[Bus]:
             url = embedded.url
         redis = connect(url)
         stack.push_async_callback(redis.aclose)
-        told = await _probe(redis, url)
+        told = await _probe(redis, url, unfit_too=unfit_too)
         yield Bus(redis, embedded, told, url)
 
 
-async def _probe(redis: Redis, url: str) -> str:
+async def _probe(redis: Redis, url: str, *, unfit_too: bool) -> str:
     """What answers there, in words."""
     where = without_password(url)
     try:
-        info = await redis.info("server")
+        info = {**await redis.info("server"), **await redis.info("memory")}
     except (RedisError, OSError) as error:
         raise StoreDown(
             f"no server answers at {where}: start it, or correct REDIS_URL or [bus] url ({error})"
         ) from error
-    name = "valkey" if "valkey_version" in info else "redis"
-    version = str(info.get("valkey_version") or info.get("redis_version"))
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER:
+    name, version = named(info)
+    policy = info.get("maxmemory_policy", EVICTS_NOTHING)  # INFO tells it even where CONFIG is forbidden
+    if too_old(version) and not unfit_too:
         raise UnfitStore(f"{name} {version} at {where} is too old: sectorwire needs 7.0 or later")
+    if policy != EVICTS_NOTHING and not unfit_too:
+        raise UnfitStore(
+            f"{name} at {where} throws entries away when it is full (maxmemory-policy {policy}): set it to "
+            f"{EVICTS_NOTHING} in its configuration, or with CONFIG SET maxmemory-policy {EVICTS_NOTHING}"
+        )
     return f"{name} {version} at {where}"
+
+
+def named(info: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and version of a server, by its INFO. Valkey tells a Redis version as well, for old clients.
+
+    >>> named({"redis_version": "7.2.4", "valkey_version": "9.1.2"})
+    ('valkey', '9.1.2')
+    """
+    name = "valkey" if "valkey_version" in info else "redis"
+    return name, str(info.get(f"{name}_version"))
+
+
+def too_old(version: str) -> bool:
+    """Whether a server lacks what we need of streams.
+
+    >>> too_old("6.2.14"), too_old("7.0.15")
+    (True, False)
+    """
+    return tuple(map(int, version.split(".")[:2])) < OLDEST_SERVER
 
 
 def without_password(url: str) -> str:

@@ -14,10 +14,12 @@ from rich.text import Text
 
 from poller.contract import EVERYTHING, Keys
 from poller.grid import Job, Timing
+from poller.groups import GroupStatus, read_groups, summary
 
 STALE_INTERVALS = 3
 """A target is stale after this many scheduled intervals without a good poll: one more than a declared gap takes."""
 
+USUAL_RETENTION_S = 86_400.0
 GRACE_S = 15.0
 """A poll waits for its turn and takes its time: short intervals are given this much on top."""
 
@@ -85,6 +87,7 @@ class Status:
     seq: dict[str, int]
     targets: list[TargetStatus]
     troubles: tuple[Trouble, ...] = ()
+    groups: tuple[GroupStatus, ...] = ()
 
     @property
     def well(self) -> bool:
@@ -99,6 +102,7 @@ class Status:
             "leader": self.leader,
             "seq": self.seq,
             "troubles": [trouble.as_json() for trouble in self.troubles],
+            "groups": [group.as_json() for group in self.groups],
             "targets": [target.as_json() for target in self.targets],
         }
 
@@ -115,9 +119,15 @@ class Status:
 
 
 async def read_status(
-    redis: Redis, prefix: str, jobs: Sequence[Job], timing: Timing, now: datetime, server: str
+    redis: Redis,
+    prefix: str,
+    jobs: Sequence[Job],
+    timing: Timing,
+    now: datetime,
+    server: str,
+    retention_s: float = USUAL_RETENTION_S,
 ) -> Status:
-    """Gather the state of every target. Raises redis.exceptions.RedisError."""
+    """Gather the state of every target, and how far every group has come. Raises redis.exceptions.RedisError."""
     keys = Keys(prefix)
     codes = sorted({job.target.tr.code for job in jobs})
     pipeline = redis.pipeline(transaction=False)
@@ -135,6 +145,7 @@ async def read_status(
         seq={code: int(seq or 0) for code, (seq, _, _) in metas.items()},
         targets=[_target(job, state, timing, now) for job, state in zip(jobs, answers[len(codes) :], strict=True)],
         troubles=(*_key_troubles(app_keys, now), *_tr_troubles(metas)),
+        groups=tuple(await read_groups(redis, prefix, codes, now=now, retention_s=retention_s)),
     )
 
 
@@ -183,7 +194,7 @@ def _moment(text: str | None) -> datetime | None:
 def table(status: Status, now: datetime) -> Table:
     """The targets for a person's eyes."""
     leader = f"leader {status.leader}" if status.leader else "[red]no poller leads[/]"
-    caption = Text("\n".join([status.verdict(), *map(str, status.troubles)]))
+    caption = Text("\n".join([status.verdict(), *map(str, status.troubles), *summary(status.groups)]))
     grid = Table(title=f"{status.server} · {leader}", title_justify="left", caption=caption, box=None)
     for name in ("target", "이름", "every", "last good", "next", "version", "seq", "trouble"):
         grid.add_column(name, no_wrap=name != "trouble", justify="right" if name in {"version", "seq"} else "left")

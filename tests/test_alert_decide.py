@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,7 +19,7 @@ from redis.asyncio import Redis
 from consumers.alert import decide
 from consumers.alert.decide import AlertRole, Decider
 from consumers.alert.rules import Rule, RuleSettings, compile_rules, iso
-from consumers.group import Batch, Delivery, LeaseLost
+from consumers.group import Batch, Delivery, LeaseLost, NotTheEntry
 from poller.catalogue import described
 from poller.contract import Keys, decode, dumps, loads
 from poller.store import connect
@@ -360,3 +361,35 @@ def test_any_batches_with_crashes_between_write_and_ack_decide_the_same_each_onc
             left = left[size:]
 
     asyncio.run(both())
+
+
+async def test_what_was_parked_is_decided_on_when_it_is_handed_out_again(redis: Redis):
+    """Its place in the stream was passed long ago; the position stays where it is."""
+    decider = Decider(redis, "test", TR, rules(), now=at(60))
+    await decider.handle([delivery(1, 0), delivery(3, 0)])
+    parked = replace(delivery(2, -3), redriven=True)
+    await decider.handle([parked])
+    client: Any = redis
+
+    assert await states(redis) == ["firing"]
+    assert await client.hget(ALERTING, "position") == "3-0"
+
+    await decider.handle([delivery(2, -3)])
+    assert await states(redis) == ["firing"]
+
+
+@pytest.mark.parametrize("stored", [{"series:falls": "{"}, {"version": "x"}])
+async def test_a_state_that_cannot_be_read_is_no_entry_s_fault(redis: Redis, stored: dict[str, str]):
+    fields: dict[Any, Any] = dict(stored)
+    await redis.hset(ALERTING, mapping=fields)
+    with pytest.raises(NotTheEntry, match=r"cannot read the state in test:\{ka20003\}:alerting, delete it"):
+        await Decider(redis, "test", TR, rules(), now=at(60)).handle([delivery(1, -3)])
+
+
+async def test_rules_that_cannot_go_on_are_no_entry_s_fault(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise KeyError("since")
+
+    monkeypatch.setattr(decide, "retire", broken)
+    with pytest.raises(NotTheEntry):
+        await Decider(redis, "test", TR, rules(), now=at(60)).handle([delivery(1, -3)])

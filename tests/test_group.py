@@ -233,3 +233,38 @@ async def test_what_is_not_an_entry_of_ours_is_delivered_as_such(redis: Redis):
         await until(lambda: bool(seen))
 
     assert (seen[0][0].entry, seen[0][0].fields) == (None, {"strange": "fields"})
+
+
+async def test_a_member_that_is_gone_is_struck_off_only_when_it_owns_nothing(
+    redis: Redis, notes: Notebook, monkeypatch: pytest.MonkeyPatch
+):
+    """The server forgets for ever what a removed consumer held."""
+    monkeypatch.setattr("consumers.group.GONE_MS", 0)
+    await publish(redis, 1, 2)
+    client: Any = redis
+    await client.xgroup_create(STREAM, "desk", "0")
+    await client.xreadgroup("desk", "owner", {STREAM: ">"}, count=1)
+    await client.xgroup_createconsumer(STREAM, "desk", "idle")
+    async with consuming(member(redis, alone=False), notes):
+        await until(lambda: notes.seen == [2])
+
+    assert {one["name"]: one["pending"] for one in await client.xinfo_consumers(STREAM, "desk")} == {
+        "one": 0,
+        "owner": 1,
+    }
+
+
+async def test_a_member_that_is_cut_off_gives_its_hand_out_back(redis: Redis):
+    """Cancelled in the middle, it does not count against the entry it had alone."""
+    await publish(redis, 1)
+    counts = []
+    for _ in range(5):
+        cut_off = Notebook()
+        cut_off.waits_on = {1}
+        await killed(member(redis), cut_off)
+        await redis.delete("test:{ka20003}:active:desk")
+        client: Any = redis
+        (one,) = await client.xpending_range(STREAM, "desk", "-", "+", 1)
+        counts.append(one["times_delivered"])
+
+    assert counts == [1, 2, 2, 2, 2]

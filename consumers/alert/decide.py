@@ -4,6 +4,14 @@ What the rules remember, what they decided and how far they have read are writte
 that comes again after a crash is recognised by the position and decides nothing twice; a rival that was active a moment
 ago cannot write over newer state, since every write names the version it was computed on; and timers run only when
 everything that was published has been looked at, so that they never run ahead of the news.
+
+Only computing on an entry counts against it: the state is loaded before the first entry is asked for, and what fails in
+loading, in rules that left or in writing is `NotTheEntry` or the server's, so it is waited out and parks nothing. An
+entry that was parked and is handed out again is computed on the state as it is now, and moves the position nowhere.
+
+A server that lost its newest entries lost what was decided on them as well: state and position are beside the stream,
+and go back with it. So we go on from what the server has, whatever we remember; what it still holds is decided again
+under the same id, which receivers know, and what it lost comes back from the poller as a reset, which fires nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from consumers.alert.rules import Decision, Rule, State, Tick, iso, next_due, retire, steps
 from consumers.clock import utc_now
-from consumers.group import Batch, LeaseLost, Membership
+from consumers.group import Batch, LeaseLost, Membership, NotTheEntry
 from poller.contract import Catalogue, Keys, dumps, loads
 
 GROUP = "alert"
@@ -50,8 +58,11 @@ class AlertRole:
     ) -> None:
         """`name` is this process's and stays the same over restarts; `now` is what timers go by."""
         trs = [tr for tr in catalogue if any(rule.tr == tr for rule in rules)]
-        self._members = [Membership(redis, prefix, tr, GROUP, name, alone=True) for tr in trs]
         self._deciders = [Decider(redis, prefix, tr, [r for r in rules if r.tr == tr], now=now) for tr in trs]
+        self._members = [
+            Membership(redis, prefix, tr, GROUP, name, alone=True, joined=decider.load)
+            for tr, decider in zip(trs, self._deciders, strict=True)
+        ]
 
     @property
     def decided(self) -> int:
@@ -62,16 +73,24 @@ class AlertRole:
         """Decide until `stop`. Trouble with the server is waited out."""
         async with asyncio.TaskGroup() as tasks:
             for member, decider in zip(self._members, self._deciders, strict=True):
-                tasks.create_task(member.consume(decider.handle, stop))
+                tasks.create_task(_decide(member, decider, stop))
             tasks.create_task(self._keep_time(stop))
 
     async def _keep_time(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             for decider in self._deciders:
-                with suppress(RedisError, OSError, LeaseLost):  # the loop beside this one says so, and waits
+                with suppress(
+                    RedisError, OSError, LeaseLost, NotTheEntry
+                ):  # the loop beside this one says so, and waits
                     await decider.tick()
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK_S)
+
+
+async def _decide(member: Membership, decider: Decider, stop: asyncio.Event) -> None:
+    with suppress(RedisError, OSError, NotTheEntry):  # it is tried again with the first batch, which says so
+        await decider.load()
+    await member.consume(decider.handle, stop)
 
 
 class Decider:
@@ -89,28 +108,37 @@ class Decider:
         self._lock = asyncio.Lock()
         self._version: int | None = None
         self._position = START
+        self._furthest = (0, START)
+        """The latest version and position this process has seen."""
         self._state: State = {}
         self._retired = False
         self._looked_at: datetime | None = None
         self._log = structlog.get_logger("alert").bind(tr=tr)
         self.decided = 0
 
-    async def handle(self, batch: Batch) -> None:
-        """Decide on a batch and write that down. What was decided before is passed over."""
+    async def load(self) -> None:
+        """Read what was written last. Raises NotTheEntry where that cannot be read."""
         async with self._lock:
-            for _ in range(TRIES):
-                if self._version is None:
+            await self._load()
+
+    async def handle(self, batch: Batch) -> None:
+        """Decide on a batch and write that down. What was decided before is passed over, unless it is redriven."""
+        async with self._lock:
+            for attempt in range(TRIES):
+                repeated = any(_order(one.stream_id) <= _order(self._position) for one in batch)
+                if self._version is None or (repeated and not attempt):  # or the server has gone back, unnoticed
                     await self._load()
-                new = [one for one in batch if _order(one.stream_id) > _order(self._position)]
+                new = [one for one in batch if one.redriven or _order(one.stream_id) > _order(self._position)]
                 if not new:
                     return
                 now, state = self._now(), self._state
                 ended: list[Decision] = []
                 if not self._retired:
-                    state, ended = retire(self._rules, state, now)
+                    state, ended = self._retire(now)
                 entries = [one.entry for one in new if one.entry is not None]
                 state, decided = steps(self._rules, state, entries, now)
-                if await self._commit(state, [*ended, *decided], new[-1].stream_id) == "ok":
+                position = max(self._position, new[-1].stream_id, key=_order)
+                if await self._commit(state, [*ended, *decided], position) == "ok":
                     self._retired = True
                     return
         raise LeaseLost("another member keeps writing the state of the alerts")
@@ -131,13 +159,31 @@ class Decider:
             if decided:
                 await self._commit(state, decided, self._position, tick=True)
 
+    def _retire(self, now: datetime) -> tuple[State, list[Decision]]:
+        """End what belongs to rules that left. Raises NotTheEntry."""
+        try:
+            return retire(self._rules, self._state, now)
+        except Exception as error:
+            raise NotTheEntry(f"the rules cannot go on from the state in {self._alerting}: {error}") from error
+
     async def _load(self) -> None:
         stored = await self._redis.hgetall(self._alerting)
-        self._version, self._position = int(stored.get("version", 0)), stored.get("position", START)
+        try:
+            self._state = {
+                field.removeprefix(SERIES): loads(value) for field, value in stored.items() if field.startswith(SERIES)
+            }
+            self._version, self._position = int(stored.get("version", 0)), stored.get("position", START)
+        except ValueError as error:
+            raise NotTheEntry(f"cannot read the state in {self._alerting}, delete it to begin anew: {error}") from error
         self._retired = False
-        self._state = {
-            field.removeprefix(SERIES): loads(value) for field, value in stored.items() if field.startswith(SERIES)
-        }
+        self._look_back()
+
+    def _look_back(self) -> None:
+        """Say so where the server has an older state than it had."""
+        version, position = self._furthest
+        if (self._version or 0) < version or _order(self._position) < _order(position):
+            self._log.warning("alert.forked", had=position, has=self._position, versions=(version, self._version))
+        self._furthest = (self._version or 0, self._position)
 
     async def _commit(self, state: State, decided: Sequence[Decision], position: str, *, tick: bool = False) -> str:
         """Write one step, all or nothing. What is remembered here follows only when it was written."""
@@ -155,6 +201,7 @@ class Decider:
             raise ResponseError(f"one of {', '.join(self._keys)} has a wrong type: another program writes it")
         if verdict == "ok":
             self._version, self._state, self._position = version, state, position
+            self._furthest = (version, position)
             self._tell(decided)
         elif verdict == "behind":
             self._version = before

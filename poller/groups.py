@@ -1,0 +1,125 @@
+"""The server's consumer groups go in; how far each has come, and who holds trimming back for nobody, come out.
+
+Lag is counted in our own `seq`: the newest one less that of the last entry which the group has done with everything
+before it. The server's own `lag` counts what was handed out as done, and is null after any deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from poller.contract import Keys
+
+COUNTED = {"changes": "meta", "alerts": "alerting"}
+"""A TR's streams that groups read, and the hash beside each that holds its `seq`."""
+
+
+@dataclass(frozen=True)
+class GroupStatus:
+    """One group on one stream. `lag` is None where the next entry has no `seq`, so is not ours.
+
+    `idle_s` is how long no consumer has asked for anything, None where there is none. `abandoned`: it needs entries
+    older than the retention, nobody has read for as long, and it is not one of ours, whose position we keep.
+    """
+
+    tr: str
+    part: str
+    group: str
+    lag: int | None
+    pending: int
+    parked: int
+    idle_s: float | None
+    abandoned: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "tr": self.tr,
+            "stream": self.part,
+            "group": self.group,
+            "lag": self.lag,
+            "pending": self.pending,
+            "parked": self.parked,
+            "idle_s": self.idle_s,
+            "abandoned": self.abandoned,
+        }
+
+    def trouble(self) -> str:
+        """What somebody should do about it, or nothing."""
+        if self.abandoned:
+            return (
+                f"group {self.group} on {self.tr} is abandoned and keeps {self.part} from being trimmed: start its "
+                f"reader, or remove it with XGROUP DESTROY"
+            )
+        return ""
+
+
+async def read_groups(
+    redis: Redis, prefix: str, trs: Sequence[str], *, now: datetime, retention_s: float
+) -> list[GroupStatus]:
+    """Every group on the streams of these TRs. Raises RedisError where the server does not answer."""
+    client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+    keys, found = Keys(prefix), []
+    for tr in trs:
+        for part, counter in COUNTED.items():
+            stream = keys.of(tr, part)
+            try:
+                groups = await client.xinfo_groups(stream)
+            except ResponseError:  # no such stream yet
+                continue
+            for group in groups:
+                name, after = group["name"], f"({group['last-delivered-id']}"
+                ask = client.pipeline(transaction=False)
+                ask.hget(keys.of(tr, counter), "seq")
+                ask.xpending_range(stream, name, "-", "+", 1)
+                ask.xinfo_consumers(stream, name)
+                ask.xlen(keys.of(tr, "parked", name))
+                ask.exists(keys.of(tr, "position", name))
+                seq, oldest, consumers, parked, ours = await ask.execute()
+                undone = await client.xrange(stream, oldest[0]["message_id"] if oldest else after, "+", count=1)
+                idle_s = min((one["idle"] / 1000 for one in consumers), default=None)
+                found.append(
+                    GroupStatus(
+                        tr=tr,
+                        part=part,
+                        group=name,
+                        lag=_lag(int(seq or 0), undone),
+                        pending=int(group["pending"]),
+                        parked=int(parked),
+                        idle_s=idle_s,
+                        abandoned=not ours
+                        and _age_s(undone, now) > retention_s
+                        and (idle_s is None or idle_s > retention_s),
+                    )
+                )
+    return found
+
+
+def _lag(seq: int, undone: list[tuple[str, dict[str, str]]]) -> int | None:
+    if not undone:
+        return 0
+    first = undone[0][1].get("seq", "")
+    return max(0, seq - int(first) + 1) if first.isdecimal() else None
+
+
+def _age_s(undone: list[tuple[str, dict[str, str]]], now: datetime) -> float:
+    """How old the first entry is that the group still needs."""
+    return now.timestamp() - int(undone[0][0].partition("-")[0]) / 1000 if undone else 0.0
+
+
+def summary(groups: Sequence[GroupStatus]) -> list[str]:
+    """One line for each group, over all its streams, and one for each trouble."""
+    lines = []
+    for name in sorted({one.group for one in groups}):
+        mine = [one for one in groups if one.group == name]
+        behind = ", ".join(f"{one.tr} {'?' if one.lag is None else one.lag}" for one in mine if one.lag != 0)
+        parked = sum(one.parked for one in mine)
+        there = f", {parked} parked: see `sectorwire parked list`" if parked else ""
+        lines.append(f"group {name}: " + (f"behind by {behind}" if behind else "has read everything") + there)
+    return lines + [one.trouble() for one in groups if one.trouble()]

@@ -168,6 +168,7 @@ class Poller:
         was seen to be swallowed (redis-py 8.1, Python 3.11), and that loop went on.
         """
         for watched in self._watched.values():
+            watched.known = None  # another may have led meanwhile: looks that found nothing new leave no higher version
             if watched.gap_reason == "broker" and not watched.failures:
                 watched.gap_reason = "stopped"  # nobody of this process looked until now
         self._over = asyncio.Event()

@@ -378,6 +378,12 @@ def test_ten_thousand_lives_hold_as_well(seeds: range):
             print(f"{seed + 1 - SEEDS} of {SOAKED} seeds hold", flush=True)  # noqa: T201 -- it takes an hour
 
 
+@pytest.mark.parametrize("seed", [4896])
+def test_a_life_that_once_broke_a_promise_keeps_it_now(seed: int):
+    """4896: a poller that led again told a gap over the looks of the one that had led meanwhile."""
+    check_everything(seed)
+
+
 def test_a_life_is_the_same_when_it_is_lived_again():
     """Else a seed that failed could not be looked at."""
     lives = [lived(7), lived(7)]

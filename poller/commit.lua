@@ -7,7 +7,10 @@
 -- ARGV  fence, epoch, version before, version after, commit id, id prefix, source, time, clear (1 or 0),
 --       then four lists, each led by its length: state fields and values, row names and values, row names to delete,
 --       entries (type, subject, data)
--- Returns {verdict, number}: ok seq | again seq | fenced 0 | stale version | type 0
+-- Returns {verdict, number}: ok seq | again seq | fenced 0 | restarted 0 | stale version | type 0
+--
+-- restarted: this server is not the one on which the epoch began (it was started again, or is a replica that took over),
+-- so it may have lost what somebody has read by now. An entry that takes the place of a lost one needs a new epoch.
 
 local meta, changes, snapshot, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fence, epoch, version_before, version_after, commit_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -22,9 +25,13 @@ if not (is_or_may_be(meta, 'hash') and is_or_may_be(changes, 'stream')
   return {'type', 0}
 end
 
-local reign = redis.call('HMGET', meta, 'fence', 'epoch', 'seq')
+local reign = redis.call('HMGET', meta, 'fence', 'epoch', 'seq', 'server')
 if reign[1] ~= fence or reign[2] ~= epoch then
   return {'fenced', 0}
+end
+local info = redis.pcall('INFO', 'server')  -- 8 us; a user who may not ask goes on without
+if type(info) == 'string' and string.match(info, 'run_id:(%x+)') ~= reign[4] then
+  return {'restarted', 0}
 end
 local seq = tonumber(reign[3] or '0')
 local stored = redis.call('HMGET', state, 'version', 'commit')

@@ -1,7 +1,7 @@
--- Put a leader's fence into one TR, and begin an epoch no entry has ever carried.
+-- Put a leader's fence into one TR, and begin an epoch no entry has ever carried, on this server as it runs now.
 --
 -- KEYS  meta
--- ARGV  token, nonce, now in milliseconds, revision of the TR's declaration
+-- ARGV  token, nonce, the least epoch, revision of the TR's declaration
 -- Returns {verdict, epoch or revision as text}: ok epoch | fenced epoch | newer revision | type
 
 local found = redis.call('TYPE', KEYS[1]).ok
@@ -20,5 +20,7 @@ if stored_token > token or (stored_token == token and reign[1] ~= mine) then
 end
 local epoch = math.max(tonumber(ARGV[3]), tonumber(reign[2] or '0') + 1)
 local text = string.format('%.0f', epoch)
-redis.call('HSET', KEYS[1], 'fence', mine, 'epoch', text, 'revision', ARGV[4])
+local info = redis.pcall('INFO', 'server')
+local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+redis.call('HSET', KEYS[1], 'fence', mine, 'epoch', text, 'revision', ARGV[4], 'server', server)
 return {'ok', text}

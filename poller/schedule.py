@@ -395,7 +395,7 @@ class Poller:
             self._log.debug("note.failed", error=str(error))
 
     async def _fenced(self, watched: Watched, error: Fenced) -> datetime | None:
-        """The script refused us: another leads, or the server forgot us, or a task of ours began a new epoch."""
+        """The script refused us: another leads, the server is new or forgot us, or a task of ours was first."""
         if error.epoch in {0, self._store.epochs[watched.target.tr.code]}:
             if not await self._store.renew_lead():
                 self._log.warning("lead.lost", why="another poller leads now")

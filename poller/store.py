@@ -61,6 +61,10 @@ class Fenced(StoreError):
         self.epoch = epoch
 
 
+class Restarted(Fenced):
+    """The server is not the one on which the epoch began, and may have lost what was read of it: begin a new epoch."""
+
+
 class Stale(StoreError):
     """The stored version is another one than we built on: load again. Older means that the server lost its tail."""
 
@@ -152,6 +156,8 @@ class Store:
         self.rng = random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self.lead: Lead | None = None
         self.epochs: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
+        """The latest epoch we have seen of each TR, whatever the server still knows."""
         self._scripts = {
             name: redis.register_script((SCRIPTS / f"{name}.lua").read_text("utf-8"))
             for name in ("commit", "note", "reign", "lease", "trim")
@@ -173,7 +179,7 @@ class Store:
         """Write one poll, all or nothing, and return the TR's `seq`. `also` are further fields of the state hash.
 
         A lost reply is asked again under the same commit id, which the script recognises, so nothing is published
-        twice. Raises StoreDown, StoreFull, Fenced, Stale or UnfitStore.
+        twice. Raises StoreDown, StoreFull, Fenced, Restarted, Stale or UnfitStore.
         """
         target = commit.target
         part = target.tr.code, target.query
@@ -187,6 +193,8 @@ class Store:
         verdict, number = await self._insist(lambda: self._scripts["commit"](keys=keys, args=arguments))
         if verdict == "fenced":
             raise Fenced(target, commit.epoch)
+        if verdict == "restarted":
+            raise Restarted(target, commit.epoch)
         if verdict == "stale":
             raise Stale(target, commit.version_before, int(number))
         if verdict == "type":
@@ -224,7 +232,9 @@ class Store:
         """
         token = 0
         for tr in trs:
-            fence, revision = await self._ask(self.redis.hmget(self.keys.of(tr.code, "meta"), ["fence", "revision"]))
+            wanted = ["fence", "revision", "epoch"]
+            fence, revision, epoch = await self._ask(self.redis.hmget(self.keys.of(tr.code, "meta"), wanted))
+            self._latest[tr.code] = max(int(epoch or 0), self._latest.get(tr.code, 0))
             if int(revision or 0) > tr.revision:
                 raise _too_old(tr, revision)
             token = max(token, int((fence or "0").partition(":")[0]))
@@ -258,7 +268,9 @@ class Store:
         """Put our fence into a TR and begin a new epoch there. Raises StoreDown, Fenced or UnfitStore."""
         lead = self.lead or Lead(0, self.nonce)
         script, key = self._scripts["reign"], self.keys.of(tr.code, "meta")
-        arguments = [str(lead.token), lead.nonce, str(now_ms), str(tr.revision)]
+        # a server that lost its tail may have lost an epoch as well, and our clock may have stepped back meanwhile
+        at_least = max(now_ms, self._latest.get(tr.code, 0) + 1)
+        arguments = [str(lead.token), lead.nonce, str(at_least), str(tr.revision)]
         verdict, epoch = await self._insist(lambda: script(keys=[key], args=arguments))
         if verdict == "fenced":
             raise Fenced(tr.code)
@@ -266,7 +278,7 @@ class Store:
             raise _too_old(tr, epoch)
         if verdict == "type":
             raise UnfitStore(f"{key} is not of our type: set another [bus] prefix")
-        self.epochs[tr.code] = int(epoch)
+        self.epochs[tr.code] = self._latest[tr.code] = int(epoch)
         return int(epoch)
 
     async def trim(self, tr: TR, keep_from_ms: int, share: float = 1.0, *, part: str = "changes") -> tuple[int, int]:

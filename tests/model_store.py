@@ -80,6 +80,8 @@ class ModelServer:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
+        self.run_id = "1"
+        """Another one after every restart, and on every replica."""
         self.keys: dict[str, dict[str, str] | Stream | str] = {}
         self._ends_ms: dict[str, int] = {}
         self.commits: list[Committed] = []
@@ -149,6 +151,8 @@ class ModelServer:
         reign, stored = self.hash(meta), self.hash(state)
         if (reign.get("fence"), reign.get("epoch")) != (fence, epoch):
             return "fenced", 0
+        if reign.get("server") != self.run_id:
+            return "restarted", 0
         seq, version = int(reign.get("seq", "0")), stored.get("version", "0")
         if version != before:
             if version == after and stored.get("commit") == commit_id:
@@ -193,7 +197,7 @@ class ModelServer:
         if stored_token > int(token) or (stored_token == int(token) and reign.get("fence") != mine):
             return "fenced", reign.get("epoch", "0")
         epoch = str(max(int(now_ms), int(reign.get("epoch", "0")) + 1))
-        self.hset(meta, {"fence": mine, "epoch": epoch, "revision": revision})
+        self.hset(meta, {"fence": mine, "epoch": epoch, "revision": revision, "server": self.run_id})
         return "ok", epoch
 
     def lease(self, keys: Texts, argv: Texts) -> tuple[str, int]:

@@ -62,6 +62,7 @@ class BothServers(RuleBasedStateMachine):
         self.real: Any = self.ask(self._connected(url))
         self.clock_ms = 0
         self.model = ModelServer(lambda: self.clock_ms)
+        self.model.run_id = self.ask(self.real.info("server"))["run_id"]
         self.twins: list[tuple[Store, Store]] = []
         for nonce in ("one", "other"):
             store = Store(self.real, "test")

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from poller.contract import decode
 from poller.store import (
     Fenced,
     Lead,
+    Restarted,
     Stale,
     Store,
     StoreDown,
@@ -184,6 +186,53 @@ async def test_epochs_only_grow_even_when_the_clock_does_not(redis: Redis, store
 
     assert first == NOW_MS
     assert await store.begin_epoch(INDICES, NOW_MS - 60_000) == first + 1
+
+
+async def test_an_epoch_that_was_lost_with_the_servers_tail_never_comes_again(redis: Redis, store: Store):
+    """The server forgot the reign, and the clock stepped back as well: only this process still knows the number."""
+    lost = await store.begin_epoch(INDICES, NOW_MS + 10)
+    await redis.hset(KEYS["meta"], "epoch", str(NOW_MS))
+
+    assert await store.begin_epoch(INDICES, NOW_MS - 5_000) == lost + 1
+
+
+async def test_a_standby_knows_the_epochs_it_saw_another_lead(redis: Redis, store: Store):
+    standby = Store(redis, "test")
+    await store.begin_epoch(INDICES, NOW_MS + 10)
+    await standby.take_lead((INDICES,), NOW_MS)
+    await redis.delete(KEYS["meta"], "test:leader")
+
+    assert await standby.take_lead((INDICES,), NOW_MS - 5_000) == 0
+    assert standby.epochs["ka20003"] == NOW_MS + 11
+
+
+async def test_a_server_that_was_started_again_takes_nothing_more_of_the_old_epoch(tmp_path: Path):
+    """It may have lost an entry that was read, though nobody was told that it is written.
+
+    What takes that entry's place has the version and the `seq` it had, so it needs another epoch.
+    """
+    with RealServer(tmp_path) as server:
+        async with connect(server.url) as redis:
+            store = Store(redis, "test")
+            await store.take_lead((INDICES,), NOW_MS)
+            await store.commit(commit(NOW_MS), {})
+            server.stop()
+            server.start()
+
+            with pytest.raises(Restarted):
+                await store.commit(commit(NOW_MS, 2), {})
+            epoch = await store.begin_epoch(INDICES, NOW_MS)
+            assert await store.commit(commit(epoch, 2), {}) == 2
+
+
+async def test_who_may_not_ask_a_server_who_it_is_commits_all_the_same(tmp_path: Path):
+    with RealServer(tmp_path) as server:
+        async with connect(server.url) as redis:
+            await redis.acl_setuser("default", commands=["+@all", "-info"])
+            store = Store(redis, "test")
+            await store.take_lead((INDICES,), NOW_MS)
+
+            assert await store.commit(commit(NOW_MS), {}) == 1
 
 
 async def test_an_older_poller_does_not_lead(redis: Redis, store: Store):

@@ -64,6 +64,10 @@ class Fenced(StoreError):
 class Restarted(Fenced):
     """The server is not the one on which the epoch began, and may have lost what was read of it: begin a new epoch."""
 
+    def __init__(self, what: object, epoch: int) -> None:
+        StoreError.__init__(self, f"{what}: the server was started again, or is another one")
+        self.epoch = epoch
+
 
 class Stale(StoreError):
     """The stored version is another one than we built on: load again. Older means that the server lost its tail."""

@@ -2,41 +2,33 @@
 
 Read `batches` as the whole story: what this consumer was given before, what the dead left behind, what a person hands
 out again, then what is new. The surprises: an acknowledgement travels in the same pipeline as the next read, so it
-costs no trip of its own; what was handed out too often by the server's own count is parked with the reason, and never
-stops the others.
+costs no trip of its own; a handler may take as long as it wants, since what it has is kept from the others meanwhile;
+and what was handed out too often by the server's own count is parked with the reason (`blame.py`), and never stops the
+others.
 
-Whom a failure is counted against, so that a healthy entry is never parked:
-
-* What was handed out twice is a suspect and comes alone, and only what is handed out is counted: a bad entry does not
-  count against its neighbours, and a process that dies between two entries counts against none.
-* One suspect at a time is in hand in the whole process, all TRs and groups taken together: when it kills the process,
-  no other suspect was in a handler.
-* Where the server or a disk fails, the lease is lost, the task is cancelled or the handler raises `NotTheEntry`, the
-  hand-out is taken back. Without that, a server that refuses writes for four seconds would park what is healthy.
-
-What remains: a process that is killed from outside while its handler has a suspect in hand counts against that entry,
-since it looks like an entry that kills. A handler therefore loads what it needs before, not in, its first call.
+No handler is ended for being slow, only named every minute: what makes ours wait is a disk or a server, and a limit
+would count against the entry what is theirs. After a stop it has `FINISH_S`; then what is in hand is handed back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
-import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import structlog
 from pydantic import ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import DataError, RedisError, ResponseError
+from redis.exceptions import DataError, RedisError
 
+from consumers.blame import Blame, original, suspects_turn
 from consumers.clock import monotonic_s
+from consumers.hand import Hand
+from consumers.lease import Lease
+from consumers.place import Place, order
 from poller.contract import Entry, Keys, decode
 
 BATCH = 500
@@ -47,15 +39,16 @@ MAX_HANDED_OUT = 8
 SUSPECT = 2
 """Handed out so often without an acknowledgement, an entry comes alone from then on."""
 
-STACK_BYTES = 4_096
-"""How much of a traceback is kept with a parked entry: its end, which names the error."""
+LEASE_S = 10.0
+"""How long an active member that vanished keeps the others waiting; it is renewed at a third of this."""
 
 MIN_IDLE_MS = 60_000
 """Where many members share a group, one that was silent for so long is taken for dead."""
 
-GONE_MS = 86_400_000
-LEASE_S = 10.0
-TAKE_BACK_S = 1.0
+FINISH_S = 4.0
+"""How long a handler may go on after a stop: with what follows, less than the ten seconds a command has."""
+
+HAND_BACK_S = 1.0
 LOOK_AFTER_S = 0.02
 RETRY_S = 0.5
 SCRIPTS = Path(__file__).parent
@@ -87,14 +80,6 @@ class NotTheEntry(Exception):
     """A handler failed, and no entry is to blame: waited out and handed out again, never counted."""
 
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
-
-
-def _suspects_turn() -> asyncio.Lock:
-    """Held while a suspect is in a handler of this process."""
-    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
-
 class Membership:
     """One consumer's part in a group on the stream of one TR.
 
@@ -121,27 +106,43 @@ class Membership:
         self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
         self.tr, self.group, self.name = tr, group, name
         keys = Keys(prefix)
-        self._stream, self._parked = keys.of(tr, part), keys.of(tr, "parked", group)
-        self._position, self._active = keys.of(tr, "position", group), keys.of(tr, "active", group)
-        self._failing, self._redrive = keys.of(tr, "failing", group), keys.of(tr, "redrive", group)
+        self._stream = keys.of(tr, part)
+        self._place = Place(redis, keys, tr, self._stream, group, name)
+        self._blame = Blame(redis, keys, tr, self._stream, group)
+        self._lease = Lease(redis, keys.of(tr, "active", group), name)
+        self._hand = Hand(redis, tr, self._stream, group, name)
+        self._alone, self._joined = alone, joined
         self._asked = True
         """Whether somebody may have asked for parked entries."""
         self._suspect: tuple[str, int] | None = None
         """The entry that is in hand alone, and how often it had been handed out before."""
         self._redriving = ""
         """Where the entry is parked that is in hand again."""
-        self._alone, self._joined = alone, joined
-        self._holder = f"{name}.{secrets.token_hex(4)}"
-        self._renew_at_s = 0.0
-        self._hold = redis.register_script((SCRIPTS / "hold.lua").read_text("utf-8"))
-        self._park, self._forgive, self._repark, self._dismiss = (
-            redis.register_script((SCRIPTS / f"{name}.lua").read_text("utf-8"))
-            for name in ("park", "forgive", "repark", "dismiss")
-        )
+        self._look_at_s = 0.0
+        """When to look again for what the dead left."""
         self._log = structlog.get_logger("group").bind(tr=tr, group=group)
 
     async def consume(self, handle: Handler, stop: asyncio.Event) -> None:
-        """Hand every batch to the handler until `stop`. Trouble is waited out, and nothing is skipped by it."""
+        """Hand every batch to the handler until `stop`. Trouble is waited out, and nothing is skipped by it.
+
+        After `stop`, what is in hand is finished within `FINISH_S`, or handed back.
+        """
+        ending = asyncio.timeout(None)
+        told = asyncio.create_task(_end_after(stop, ending))
+        try:
+            async with ending:
+                await self._consume(handle, stop)
+        except TimeoutError:
+            if not ending.expired():
+                raise
+            self._log.warning(
+                "entries.handed_back", why=f"what was in hand did not end within {FINISH_S:g} s of the stop"
+            )
+        finally:
+            told.cancel()
+            await self._let_go()
+
+    async def _consume(self, handle: Handler, stop: asyncio.Event) -> None:
         trouble = False
         while not stop.is_set():
             try:
@@ -156,55 +157,65 @@ class Membership:
                     self._log.warning("group.waiting", error=str(error))
                 trouble = True
             await _wait(stop, RETRY_S if trouble else 0.0)
-        await self._let_go()
 
     async def _hand_over(self, batch: Batch, handle: Handler) -> None:
         """Let the handler do it; where it fails, write down against whom that counts.
 
-        Raises _HandlerFailed where the entries may be to blame, and else what the handler raised.
+        Raises _HandlerFailed where the entries may be to blame, LeaseLost where another is active by now, and else what
+        the handler raised.
         """
+        ids = [one.stream_id for one in batch if not one.redriven]
         try:
-            await handle(batch)
+            with self._hand.holding(ids):
+                await handle(batch)
+            await self._keep_lease()
         except Exception as error:
             blameless = isinstance(error, (RedisError, OSError, LeaseLost, NotTheEntry))
             if blameless and not isinstance(error, DataError):  # which is a bad value, not a bad server
                 await self._take_back(batch)
                 raise
             self._log.exception("handler.failed")
-            await self._blame(batch, error)
+            await self._count(batch, error)
             raise _HandlerFailed from error
         except asyncio.CancelledError:
             await self._take_back(batch)
             raise
 
     async def _take_back(self, batch: Batch) -> None:
-        """Count a hand-out as if it had not been; what was asked for again stays asked for."""
+        """Count a hand-out against nobody; what was asked for again stays asked for."""
         with suppress(RedisError, OSError):  # a time-out is an OSError as well
-            async with asyncio.timeout(TAKE_BACK_S):
+            async with asyncio.timeout(HAND_BACK_S):
                 if batch[0].redriven:
-                    await self._redis.lpush(self._redrive, self._redriving)
+                    await self._redis.lpush(self._blame.redrive, self._redriving)
                 elif self._suspect is not None:
                     entry_id, before = self._suspect
-                    await self._forgive(keys=[self._stream], args=[self.group, entry_id, before + 1, before])
+                    await self._blame.nobody([entry_id], before)
+                else:
+                    await self._blame.nobody([one.stream_id for one in batch], SUSPECT - 1)
 
-    async def _blame(self, batch: Batch, error: Exception) -> None:
-        """Keep the stack of an entry that failed alone; what was handed out again goes back to where it was parked."""
-        stack = stack_of(error)
+    async def _count(self, batch: Batch, error: Exception) -> None:
         if batch[0].redriven:
-            reason = f"handed out again and failed: {last_line(stack)}"
-            await self._repark(keys=[self._parked], args=[self._redriving, reason, stack])
-            self._log.error("entry.parked", entry=batch[0].stream_id, reason=reason, where=self._parked)
+            await self._blame.again(self._redriving, batch[0].stream_id, error)
         elif len(batch) == 1:
-            await self._redis.hset(self._failing, batch[0].stream_id, stack)
+            await self._blame.one(batch[0].stream_id, error)
 
     async def batches(self, stop: asyncio.Event) -> AsyncGenerator[Batch, None]:
         """Entries to handle, never empty. Asking for the next batch says that the last one is done."""
         await self._join(stop)
-        if self._joined is not None and not stop.is_set():
-            await self._joined()
-        async with aclosing(self._backlog(stop)) as backlog:
-            async for batch in backlog:
-                yield batch
+        if stop.is_set():
+            return  # whatever is pending may be another's, who is at work
+        async with self._holding_on():
+            if self._joined is not None:
+                await self._joined()
+            async with aclosing(self._backlog(stop)) as backlog:
+                async for batch in backlog:
+                    yield batch
+            async with aclosing(self._newer(stop)) as newer:
+                async for batch in newer:
+                    yield batch
+
+    async def _newer(self, stop: asyncio.Event) -> AsyncGenerator[Batch, None]:
+        """What is new; between that, what a person asked for again, and what others have left behind."""
         done: Batch = []
         while not stop.is_set():
             await self._keep_lease()
@@ -215,10 +226,14 @@ class Membership:
                     async for parked in again:
                         yield parked
             batch, done = await self._next(done), []
+            if stop.is_set():
+                return  # what was read waits for the next start
             if batch:
                 yield batch
                 done = batch
-            else:  # quiet: see whether somebody died meanwhile
+            if not batch or monotonic_s() >= self._look_at_s:  # somebody may have died, in a busy hour as well
+                await self._acknowledge(done)
+                done = []
                 async with aclosing(self._backlog(stop)) as backlog:
                     async for late in backlog:
                         yield late
@@ -230,17 +245,18 @@ class Membership:
         What was handed out once comes in batches, since the batch never reached a handler's end; what was handed out
         more often comes alone, so that only the entry that fails is counted up.
         """
-        await self._claim_from_the_dead()
+        self._look_at_s = monotonic_s() + MIN_IDLE_MS / 1000
+        await self._place.inherit(0 if self._alone else MIN_IDLE_MS, alone=self._alone)
         while not stop.is_set():
             await self._keep_lease()
-            pending = await self._redis.xpending_range(self._stream, self.group, "-", "+", BATCH, self.name)
+            pending = await self._pending(BATCH)
             if not pending:
                 return
             handed_out = pending[0]["times_delivered"]
             if handed_out >= MAX_HANDED_OUT:
-                await self._set_aside(pending[0]["message_id"], handed_out)
+                await self._blame.set_aside(pending[0]["message_id"], handed_out)
             elif handed_out >= SUSPECT:
-                async with _suspects_turn(), aclosing(self._alone_in_hand(handed_out)) as suspect:
+                async with suspects_turn(), aclosing(self._alone_in_hand(stop)) as suspect:
                     async for batch in suspect:
                         yield batch
             else:
@@ -250,18 +266,27 @@ class Membership:
                     yield batch
                 await self._acknowledge(batch, gone)
 
-    async def _alone_in_hand(self, handed_out: int) -> AsyncGenerator[Batch, None]:
-        """The oldest entry of the backlog, which was handed out so often before."""
-        await self._keep_lease()  # the turn may have been long in coming
+    async def _alone_in_hand(self, stop: asyncio.Event) -> AsyncGenerator[Batch, None]:
+        """The oldest entry of the backlog, if it is a suspect still: the turn may have been long in coming."""
+        await self._keep_lease()
+        pending = await self._pending(1)
+        if stop.is_set() or not pending or not SUSPECT <= pending[0]["times_delivered"] < MAX_HANDED_OUT:
+            return
         batch, gone = await self._again(1)
         if batch:
-            self._suspect = batch[0].stream_id, handed_out
+            self._suspect = batch[0].stream_id, pending[0]["times_delivered"]
             try:
                 yield batch
             finally:
                 self._suspect = None
         await self._acknowledge(batch, gone)
-        await self._redis.hdel(self._failing, *(delivery.stream_id for delivery in batch), *gone)
+
+    async def _pending(self, count: int) -> list[dict[str, Any]]:
+        """What this consumer was given and has not acknowledged, oldest first."""
+        found: list[dict[str, Any]] = await self._redis.xpending_range(
+            self._stream, self.group, "-", "+", count, self.name
+        )
+        return found
 
     async def _again(self, count: int) -> tuple[Batch, list[str]]:
         """Entries of the backlog, oldest first, and the ids of the trimmed ones; the server counts each."""
@@ -273,18 +298,25 @@ class Membership:
 
         Each is taken off the list first, so that one which kills the process does so once: it is still parked.
         """
+        redrive, parked = self._blame.redrive, self._blame.parked
         while not stop.is_set():
             await self._keep_lease()
-            parked_at = await self._redis.lpop(self._redrive)
+            parked_at = await self._redis.lindex(redrive, 0)
             if parked_at is None:
                 self._asked = False
                 return
-            for _, fields in await self._redis.xrange(self._parked, parked_at, parked_at):
-                entry_id, own, self._redriving = fields["parked_id"], original(fields), parked_at
-                async with _suspects_turn():
-                    yield [Delivery(self.tr, entry_id, own, _entry(own), redriven=True)]
-                await self._redis.xdel(self._parked, parked_at)
-                self._log.info("entry.redriven", entry=entry_id)
+            found = await self._redis.xrange(parked, parked_at, parked_at)
+            entry_id = found[0][1].get("parked_id") if found else None
+            if entry_id is None:  # somebody dropped it, or put there what is not ours
+                await self._redis.lrem(redrive, 1, parked_at)
+                continue
+            async with suspects_turn():
+                if stop.is_set() or not await self._redis.lrem(redrive, 1, parked_at):  # another member was faster
+                    continue
+                self._redriving, own = parked_at, original(found[0][1])
+                yield [Delivery(self.tr, entry_id, own, _entry(own), redriven=True)]
+            await self._redis.xdel(parked, parked_at)
+            self._log.info("entry.redriven", entry=entry_id)
 
     async def _next(self, done: Batch) -> Batch:
         """Acknowledge what is done and read what is new, in one trip.
@@ -294,84 +326,63 @@ class Membership:
         """
         pipeline = self._redis.pipeline(transaction=False)
         if done:
-            ids = [delivery.stream_id for delivery in done]
-            pipeline.xack(self._stream, self.group, *ids)
-            pipeline.set(self._position, ids[-1])
+            pipeline.eval(*self._place.moving_on(_ids(done)))
         pipeline.xreadgroup(self.group, self.name, {self._stream: ">"}, count=BATCH, block=BLOCK_MS)
         pipeline.xpending_range(self._stream, self.group, "-", "+", 1)
-        pipeline.exists(self._redrive)
+        pipeline.exists(self._blame.redrive)
         *_, read, oldest, asked = await pipeline.execute()
         self._asked = bool(asked)
         batch = self._deliveries(read)
-        older = self._alone and batch and oldest and _order(oldest[0]["message_id"]) < _order(batch[0].stream_id)
+        older = self._alone and batch and oldest and order(oldest[0]["message_id"]) < order(batch[0].stream_id)
         return [] if older else batch
 
     async def _acknowledge(self, done: Batch, gone: list[str] | None = None) -> None:
-        if gone:
-            self._log.error("entries.lost", ids=gone, why="trimmed before they were handled")
-        ids = [*(delivery.stream_id for delivery in done), *(gone or [])]
-        if ids:
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.xack(self._stream, self.group, *ids)
-            pipeline.set(self._position, ids[-1])
-            await pipeline.execute()
+        self._place.lost(gone or [])
+        await self._place.move_on(_ids(done) | dict.fromkeys(gone or [], ""))
 
     async def _join(self, stop: asyncio.Event) -> None:
         """Wait for the lease where there is one, and see that the group exists where it left off."""
-        while self._alone and not stop.is_set() and not await self._take_lease():
-            left_ms = await self._redis.pttl(self._active)  # the lease may end sooner than the next look would come
-            await _wait(stop, min(LEASE_S / 3, max(left_ms, 0) / 1000 + LOOK_AFTER_S))
-        position = await self._redis.get(self._position)
-        try:
-            await self._redis.xgroup_create(self._stream, self.group, position or "0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-        else:
-            if position:
-                self._log.warning("group.recreated", at=position, why="the server had lost it")
-
-    async def _claim_from_the_dead(self) -> None:
-        """Take over what others were given: at once where only one is active, else after a minute of silence.
-
-        Claiming does not count as handing out, so that a restart wears nothing down. Members that own nothing and are
-        gone for a day are taken off the list: a container has another name after every upgrade.
-        """
-        idle_ms, after = 0 if self._alone else MIN_IDLE_MS, "-"
-        while True:
-            pending = await self._redis.xpending_range(self._stream, self.group, after, "+", BATCH, idle=idle_ms)
-            theirs = [one["message_id"] for one in pending if one["consumer"] != self.name]
-            if theirs:
-                await self._redis.xclaim(self._stream, self.group, self.name, idle_ms, theirs, justid=True)
-                self._log.info("entries.claimed", entries=len(theirs))
-            if len(pending) < BATCH:
-                break
-            after = f"({pending[-1]['message_id']}"
-        await self._dismiss(keys=[self._stream], args=[self.group, self.name, GONE_MS])
-
-    async def _set_aside(self, entry_id: str, handed_out: int) -> None:
-        """Park an entry that keeps failing, so that the others flow on."""
-        stack = await self._redis.hget(self._failing, entry_id) or ""
-        cause = last_line(stack) or "no error was seen: the process died each time, or was killed"
-        reason = f"handed out {handed_out} times and never acknowledged; {cause}"
-        keys = [self._stream, self._parked, self._failing]
-        await self._park(keys=keys, args=[self.group, entry_id, reason, stack])
-        self._log.error("entry.parked", entry=entry_id, reason=reason, where=self._parked)
+        while self._alone and not await self._take_lease():
+            left_s = await self._lease.left_s()  # it may end sooner than the next look would come
+            await _wait(stop, min(LEASE_S / 3, left_s + LOOK_AFTER_S))
+            if stop.is_set():
+                return
+        await self._place.make()
 
     async def _take_lease(self) -> bool:
-        held = await self._hold(keys=[self._active], args=[self._holder, int(LEASE_S * 1000)])
-        self._renew_at_s = monotonic_s() + LEASE_S / 3
-        return bool(held == self._holder)
+        return await self._lease.take(LEASE_S)
 
     async def _keep_lease(self) -> None:
-        if self._alone and monotonic_s() >= self._renew_at_s and not await self._take_lease():
+        """See that the lease is ours still. Raises LeaseLost."""
+        if self._alone and (self._lease.lost or (not self._lease.sure() and not await self._take_lease())):
             raise LeaseLost(f"another member of {self.group} is active on {self.tr}")
 
+    @asynccontextmanager
+    async def _holding_on(self) -> AsyncIterator[None]:
+        """Keep the lease and what is in hand, however long a handler takes, or another's suspect its turn."""
+        over = asyncio.Event()
+        keeping = asyncio.create_task(self._keep_all(over))
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.wait({keeping}, timeout=HAND_BACK_S)
+            keeping.cancel()
+
+    async def _keep_all(self, over: asyncio.Event) -> None:
+        while not await _wait(over, LEASE_S / 3):
+            self._hand.name_if_slow()
+            with suppress(RedisError, OSError):  # the loop beside this one says so; no handler is ended for it
+                if not self._alone:
+                    await self._hand.keep()
+                elif not await self._take_lease():
+                    return  # the handler ends, and is not acknowledged
+
     async def _let_go(self) -> None:
-        """Let another member follow at once; the lease would run out anyway."""
+        """Let others follow at once, who would else wait for the lease, or for a minute of silence."""
         with suppress(RedisError, OSError):
-            if self._alone and await self._redis.get(self._active) == self._holder:
-                await self._redis.delete(self._active)
+            async with asyncio.timeout(HAND_BACK_S):
+                await (self._lease.let_go() if self._alone else self._hand.give_back(MIN_IDLE_MS))
 
     def _deliveries(self, read: Any) -> Batch:
         return [Delivery(self.tr, entry_id, fields, _entry(fields)) for entry_id, fields in _entries(read) if fields]
@@ -381,39 +392,15 @@ class _HandlerFailed(Exception):
     """The handler failed with these entries in hand, and that has been written down."""
 
 
-PARKED = "parked_"
-"""What the loop adds to a parked entry begins so; the other fields are the entry's own."""
-
-
-def original(fields: dict[str, str]) -> dict[str, str]:
-    """The fields of a parked entry as they stood in its stream."""
-    return {name: value for name, value in fields.items() if not name.startswith(PARKED)}
-
-
-def stack_of(error: BaseException) -> str:
-    """The end of a traceback, without what addresses and headers carry: tokens, passwords, keys of webhooks."""
-    text = "".join(traceback.format_exception(error))
-    text = re.sub(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s/'\"?#]*)[^\s'\"]*", r"\1\2/…", text)
-    text = re.sub(
-        r"(?i)(whsec_|bearer |bot\d+:|(?:secret|password|token|key)\w*['\"]?[=:] ?['\"]?)[^\s'\",)]+", r"\1…", text
-    )
-    return text.encode()[-STACK_BYTES:].decode(errors="ignore")
-
-
-def last_line(stack: str) -> str:
-    """What a traceback comes down to: the error and its message."""
-    return stack.strip().rpartition("\n")[2]
+def _ids(batch: Batch) -> dict[str, str]:
+    """The entries by their ids in the stream, with the ids they have of themselves."""
+    return {delivery.stream_id: delivery.fields.get("id", "") for delivery in batch}
 
 
 def _entries(read: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries in the answer to a read of one stream, whichever protocol shaped it."""
     streams = read.items() if isinstance(read, dict) else read or []
     return [entry for _, entries in streams for entry in entries]
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    ms, _, number = stream_id.partition("-")
-    return int(ms), int(number)
 
 
 def _entry(fields: dict[str, str]) -> Entry | None:
@@ -423,6 +410,13 @@ def _entry(fields: dict[str, str]) -> Entry | None:
         return None
 
 
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, for so long at most; whether it came."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
+
+
+async def _end_after(stop: asyncio.Event, ending: asyncio.Timeout) -> None:
+    await stop.wait()
+    ending.reschedule(asyncio.get_running_loop().time() + FINISH_S)

@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from consumers.group import original
+from consumers.blame import original
 from poller.contract import Keys
 
 PARTS = ("changes", "alerts")

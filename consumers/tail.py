@@ -1,17 +1,22 @@
 """The streams go in; lines that a person enjoys reading come out: ▲ red, ▼ blue, as Korea reads them.
 
-A plain reader without a group: it never holds anything back from trimming, and starts at the end unless asked.
+A plain reader without a group: it never holds anything back from trimming, and starts at the end unless asked. Its
+position is its own, not the server's, so before every read the two are compared: a server that came back without its
+newest entries goes on under ids that may lie before our position, and nothing of that shall be missed.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rich.cells import set_cell_size
 from rich.text import Text
 
@@ -24,6 +29,78 @@ FLAT = ("─", QUIET)
 HUNDRED_MILLION = Decimal(100_000_000)
 BLOCK_MS = 1_000
 BATCH = 500
+REMEMBERED = 10_000
+"""More than any server loses: at most a second of its newest entries, or what a replica was behind."""
+
+START = "0-0"
+
+
+class Place:
+    """How far one stream was read, and the last entries of it that were handed on.
+
+    No more than REMEMBERED of them: where the server loses even more, what is older than those is handed on again.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self.stream, self.position = stream, START
+        self._entry = ""
+        """The id of the entry at our position."""
+        self._known: deque[tuple[str, str]] = deque(maxlen=REMEMBERED)
+        self._began = (0, 0)
+        """Epoch and `seq` of the entry before the first one that we wanted."""
+
+    async def begin_at_the_end(self, client: Any) -> None:
+        """Want nothing of what is there already."""
+        for stream_id, fields in await client.xrevrange(self.stream, count=1):
+            self.position, self._entry, self._began = stream_id, fields.get("id", ""), _place(fields)
+            self._known.append((stream_id, self._entry))
+
+    def take(self, entries: Sequence[tuple[str, dict[str, str]]]) -> list[dict[str, str]]:
+        """The fields of the entries that are to be handed on; we have read to the last of them."""
+        wanted = [(stream_id, fields) for stream_id, fields in entries if _place(fields) > self._began]
+        self._known.extend((stream_id, fields.get("id", "")) for stream_id, fields in wanted)
+        self.position, self._entry = entries[-1][0], entries[-1][1].get("id", "")
+        return [fields for _, fields in wanted]
+
+    async def look_back(self, client: Any) -> None:
+        """Where the stream is another than the one we have read, go on after the last entry that both have.
+
+        It is another if it ends before our position, or if another entry stands there, or none that nobody can have
+        trimmed.
+        """
+        if self.position == START:
+            return
+        together = client.pipeline(transaction=True)  # else a trim between the two looks like a loss
+        together.xinfo_stream(self.stream)
+        together.xrange(self.stream, self.position, self.position)
+        facts, there = await together.execute(raise_on_error=False)
+        if isinstance(facts, ResponseError):
+            if "no such key" not in str(facts):
+                raise facts
+            facts, there = {"last-generated-id": START, "first-entry": None}, []
+        last, first = facts["last-generated-id"], facts["first-entry"]
+        deleted = facts.get("max-deleted-entry-id", START)
+        kept = (
+            first is not None and _order(first[0]) <= _order(self.position) and _order(deleted) < _order(self.position)
+        )
+        another = there[0][1].get("id", "") != self._entry if there else kept
+        if _order(last) >= _order(self.position) and not another:
+            return
+        had, self.position = self.position, await self._common(client)
+        structlog.get_logger("tail").warning(
+            "tail.forked", stream=self.stream, had=had, last=last, goes_on_after=self.position
+        )
+
+    async def _common(self, client: Any) -> str:
+        """The last entry that we know and the stream still has; the start where there is none."""
+        while self._known:
+            stream_id, entry_id = self._known[-1]
+            there = await client.xrange(self.stream, stream_id, stream_id)
+            if there and there[0][1].get("id", "") == entry_id:
+                self._entry = entry_id
+                return stream_id
+            self._known.pop()
+        return START
 
 
 async def follow(
@@ -31,26 +108,42 @@ async def follow(
 ) -> AsyncIterator[list[Entry]]:
     """Entries as they come, batch by batch and in the order of each stream, until `over` says so.
 
-    A lost connection is waited for; nothing is skipped then, because the position is ours.
+    A lost connection is waited for; nothing is skipped then, because the position is ours. Where the server has lost
+    entries meanwhile, one line in the log says so, and those that came in their place are handed on.
     """
-    keys = {Keys(prefix).of(tr, "changes"): "0-0" for tr in trs}
+    places = {key: Place(key) for key in (Keys(prefix).of(tr, "changes") for tr in trs)}
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     started = from_start
     while not over():
         try:
             if not started:
-                for key in keys:
-                    last = await client.xrevrange(key, count=1)
-                    keys[key] = last[0][0] if last else "0-0"
+                for place in places.values():
+                    await place.begin_at_the_end(client)
                 started = True
-            found = await client.xread(dict(keys), count=BATCH, block=BLOCK_MS)
+            for place in places.values():
+                await place.look_back(client)
+            positions = {key: place.position for key, place in places.items()}
+            found = await client.xread(positions, count=BATCH, block=BLOCK_MS)
         except (RedisError, OSError):
             await pause(0.5)
             continue
         streams = found.items() if isinstance(found, dict) else found or []
         for key, entries in streams:
-            keys[key] = entries[-1][0]
-            yield [decode(fields) for _, fields in entries]
+            if wanted := places[key].take(entries):
+                yield [decode(fields) for fields in wanted]
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number)
+
+
+def _place(fields: dict[str, str]) -> tuple[int, int]:
+    """Epoch and `seq` of an entry, which grow whatever the server loses; of one that is not ours, the largest."""
+    try:
+        return int(fields["id"].rpartition("#")[2].partition(".")[0]), int(fields["seq"])
+    except (KeyError, ValueError):
+        return sys.maxsize, 0
 
 
 def lines(entries: Sequence[Entry], catalogue: Catalogue, top: int | None) -> list[Text]:

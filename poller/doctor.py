@@ -2,7 +2,7 @@
 
 `gather` asks, `findings` thinks and asks nobody, so each rule is a function of plain facts. The surprises: a provider
 may forbid CONFIG, so whatever INFO tells as well is taken from there; and a group whose consumers are gone keeps
-entries in memory for ever, because nothing is trimmed that a group still needs.
+entries in memory for long, because nothing is trimmed that a group still needs.
 """
 
 from __future__ import annotations
@@ -309,6 +309,11 @@ def _polling(facts: Facts) -> Iterator[Finding]:
         yield Finding("warning", what, remedy or "correct [schedule]")
 
 
+def _forks(facts: Facts) -> Iterator[Finding]:
+    for fork in facts.status.forks:
+        yield Finding("note", str(fork), fork.remedy)
+
+
 def _calendar(facts: Facts) -> Iterator[Finding]:
     if facts.calendar:
         what, _, remedy = facts.calendar.partition(": ")
@@ -317,6 +322,7 @@ def _calendar(facts: Facts) -> Iterator[Finding]:
 
 RULES = (
     _server, _eviction, _replication, _persistence, _memory, _polling, _plan, _groups, _disks, _clock, _calendar,
+    _forks,
 )  # fmt: skip
 """In the order in which findings of one severity are told."""
 

@@ -16,6 +16,12 @@ from redis.exceptions import ResponseError
 
 from poller.contract import Keys
 
+OURS = ("alert", "archive", "send")
+"""The groups of our own roles. Others that keep a position in the server are ours as well."""
+
+REMOVED_AFTER = 7
+"""A group that nobody has read for so many times the retention is removed: a week, if nothing else is configured."""
+
 COUNTED = {"changes": "meta", "alerts": "alerting"}
 """A TR's streams that groups read, and the hash beside each that holds its `seq`."""
 
@@ -55,7 +61,7 @@ class GroupStatus:
         if self.abandoned:
             return (
                 f"group {self.group} on {self.tr} is abandoned and keeps {self.part} from being trimmed: start its "
-                f"reader, or remove it with XGROUP DESTROY"
+                f"reader, or remove it with XGROUP DESTROY; after {REMOVED_AFTER} times the retention it is removed"
             )
         return ""
 
@@ -81,7 +87,7 @@ async def read_groups(
                 ask.xinfo_consumers(stream, name)
                 ask.xlen(keys.of(tr, "parked", name))
                 ask.exists(keys.of(tr, "position", name))
-                seq, oldest, consumers, parked, ours = await ask.execute()
+                seq, oldest, consumers, parked, kept = await ask.execute()
                 undone = await client.xrange(stream, oldest[0]["message_id"] if oldest else after, "+", count=1)
                 idle_s = min((one["idle"] / 1000 for one in consumers), default=None)
                 found.append(
@@ -93,7 +99,7 @@ async def read_groups(
                         pending=int(group["pending"]),
                         parked=int(parked),
                         idle_s=idle_s,
-                        abandoned=not ours
+                        abandoned=not (kept or name in OURS)
                         and _age_s(undone, now) > retention_s
                         and (idle_s is None or idle_s > retention_s),
                     )

@@ -12,11 +12,12 @@ from datetime import datetime
 from functools import partial
 
 import structlog
+from redis.exceptions import RedisError, ResponseError
 
 from poller.broker import Answer, Broker
 from poller.clock import Clock
 from poller.commit import SHORT_MISS, Commit, Known, Seen, decide, gap_since, is_unchanged, iso, unchanged
-from poller.contract import GapReason
+from poller.contract import GapReason, dumps, loads
 from poller.errors import NotWhole
 from poller.findings import day_contradiction
 from poller.gate import Deadline
@@ -24,7 +25,7 @@ from poller.grid import Job, Timing
 from poller.keyring import KeyRing
 from poller.quarantine import Quarantine, told
 from poller.rows import Unreadable, reaches_back, read_answer
-from poller.store import Store
+from poller.store import Store, StoreDown
 from poller.suspects import Standing
 from poller.trs.base import Append
 
@@ -51,6 +52,8 @@ class Watched:
         self.job, self.target, self._desk = job, job.target, desk
         self.market = job.target.moves.market
         self.known: Known | None = None
+        self.epoch = 0
+        """The epoch in which `known` was stored: in a later one the server may have another past."""
         self.failures = 0
         self.trouble: str | None = None
         self.gap_reason: GapReason = "stopped"
@@ -67,11 +70,13 @@ class Watched:
         Raises TryLater, NotWhole, SkipTarget, GiveUp and the errors of the store; nothing is written then, but for
         StoreDown, where only the next load can tell.
         """
-        known = self.known or await self.load()
+        known = self.known
+        if known is None or self.epoch != self._desk.store.epochs[self.target.tr.code]:
+            known = await self.load()
         asked_at = self._desk.clock.now()
         answer = await self.ask(known, due)
         now = self._desk.clock.now()
-        commit = self.decide(known, answer, (asked_at, now), self._desk.store.epochs[self.target.tr.code])
+        commit = self.decide(known, answer, (asked_at, now), self.epoch)
         following = iso(self._desk.timing.due(self.job, now))
         also = {"last_attempt": iso(now), "last_error": "", "gap": "", "next_due": following}
         self.missed_ticks += self._desk.timing.missed_ticks(self.job, due, now)
@@ -89,14 +94,35 @@ class Watched:
 
     async def load(self) -> Known:
         """What was last committed; if that is older than what we saw committed, an epoch begins and a reset follows."""
+        self.epoch = self._desk.store.epochs[self.target.tr.code]  # before the load: what is older is loaded once more
         known = await self._desk.store.load(self.target)
         if known.version < self._committed_version and not self._rolled_back:
             self._log.warning("store.rolled_back", had=self._committed_version, has=known.version)
-            await self._desk.store.begin_epoch(self.target.tr, self._desk.now_ms())
+            self.epoch = await self._desk.store.begin_epoch(self.target.tr, self._desk.now_ms())
+            await self._mark_fork(f"version {self._committed_version}", f"version {known.version} of {self.target}")
             self._rolled_back = True
         self._committed_version = known.version
         self.known = replace(known, rolled_back=self._rolled_back)
         return self.known
+
+    async def _mark_fork(self, had: str, has: str) -> None:
+        """Write down for `status` that the server lost entries, once for all targets of a TR. Raises StoreDown.
+
+        It is a note: a server that refuses it, for want of memory say, stops no poll.
+        """
+        store, tr = self._desk.store, self.target.tr.code
+        forks, now = store.keys.of(tr, "forks"), iso(self._desk.clock.now())
+        try:
+            server = await store.redis.hget(store.keys.of(tr, "meta"), "server")
+            marked = await store.redis.hget(forks, "poller")
+            is_new = marked is None or loads(marked)["server"] != server
+            if is_new or not server:  # which does not say who it is
+                mark = dumps({"at": now, "server": server or "", "had": had, "has": has})
+                await store.redis.hset(forks, "poller", mark)
+        except (ResponseError, ValueError, KeyError) as error:
+            self._log.warning("note.failed", error=str(error))
+        except RedisError as error:
+            raise StoreDown(f"the server does not answer: {error}") from error
 
     async def ask(self, known: Known, due: datetime) -> Answer:
         """The broker's whole answer; of a sliding window, the pages back to the newest row that we have of this day."""

@@ -20,6 +20,7 @@ import structlog
 from poller.commit import iso
 from poller.contract import EVERYTHING, dumps
 from poller.errors import BrokerError, GiveUp, HeldBack, NotWhole, SkipTarget, TryLater
+from poller.expiry import Expiry
 from poller.grid import Job, backoff_s
 from poller.keyring import ring_around
 from poller.poll import Desk, Watched
@@ -69,7 +70,7 @@ class Poller:
         self._running: dict[Target, asyncio.Event] = {}  # the loops that run, and what wakes each of them
         self._start: Callable[[Target], None] | None = None  # starts one more of them; None while nobody polls
         self._trs = trs_of(jobs)
-        self._trimmer = Trimmer(desk.store, self._trs, jobs, upkeep)
+        self._trimmer = Trimmer(desk.store, self._trs, jobs, upkeep, Expiry(desk.store))
         self._news = SectorNews()
         self._news.plan(self._plan)
         self.ring.plan(jobs)
@@ -148,7 +149,7 @@ class Poller:
             try:
                 wait_s = await self._store.take_lead(self._trs, self._desk.now_ms())
                 self._store_is_back()
-            except (StoreDown, Fenced) as error:
+            except (StoreDown, StoreFull, Fenced) as error:
                 self._store_is_gone(error)
                 await self._store.revive()
             if wait_s == 0:
@@ -221,7 +222,7 @@ class Poller:
                     return
                 self._lead_until_s = asked_s + LEASE_S
                 self._store_is_back()
-            except StoreDown as error:
+            except (StoreDown, StoreFull) as error:
                 self._store_is_gone(error)
                 await self._store.revive()
                 if self._clock.monotonic_s() > self._lead_until_s:
@@ -320,8 +321,7 @@ class Poller:
         if sectors is None or known is None or self._desk.timing.before_opening(watched.job, now):
             return
         session = self._desk.timing.timetable.session_at(now, watched.market)
-        epoch = self._store.epochs[watched.target.tr.code]
-        commit = sector_commit(watched.target, known, sectors, session, epoch)
+        commit = sector_commit(watched.target, known, sectors, session, watched.epoch)
         if commit is not None:
             await watched.publish(commit)
             self._log.info("sectors.told", target=str(watched.target), version=commit.version)
@@ -401,7 +401,14 @@ class Poller:
                 self._log.warning("lead.lost", why="another poller leads now")
                 self._end_reign()
                 return None
-            await self._store.begin_epoch(watched.target.tr, self._desk.now_ms())
+            try:
+                await self._store.begin_epoch(watched.target.tr, self._desk.now_ms())
+            except Fenced:
+                # the lease was free again and is ours, but another has led meanwhile, with a higher token
+                self._log.warning("lead.lost", why="another poller has led meanwhile")
+                await self._store.give_up_lead()
+                self._end_reign()
+                return None
         return self._clock.now()
 
     def _begin_trouble(self, watched: Watched, error: TryLater) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -15,11 +15,22 @@ from rich.text import Text
 from poller.contract import EVERYTHING, Keys
 from poller.grid import Job, Timing
 from poller.groups import GroupStatus, read_groups, summary
+from poller.session import KST
 
 STALE_INTERVALS = 3
 """A target is stale after this many scheduled intervals without a good poll: one more than a declared gap takes."""
 
 USUAL_RETENTION_S = 86_400.0
+FORKS_SHOWN = timedelta(days=1)
+"""How long `status` tells that the server had lost entries."""
+
+AFTER_A_FORK = {
+    "poller": "it published a reset and goes on in a new epoch",
+    "alert": "it goes on from what the server has",
+    "archive": "it keeps both histories, `sectorwire archive verify` proves it",
+}
+"""What each role does by itself about entries that the server had lost."""
+
 GRACE_S = 15.0
 """A poll waits for its turn and takes its time: short intervals are given this much on top."""
 
@@ -79,8 +90,43 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """The server came back with an older state than one of us had seen: who saw it, and what of.
+
+    `had` and `has` are what that role had and found: versions, or positions in the stream. `lost` and `ranges` (epoch,
+    first and last `seq`) only the archive can tell, which has what the server lost.
+    """
+
+    tr: str
+    role: str
+    at: datetime
+    had: str
+    has: str
+    lost: int | None = None
+    ranges: tuple[tuple[int | None, int, int], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        ranges = [{"epoch": epoch, "first_seq": first, "last_seq": last} for epoch, first, last in self.ranges]
+        told = {"tr": self.tr, "role": self.role, "at": self.at.isoformat(), "had": self.had, "has": self.has}
+        return {**told, "lost": self.lost, "ranges": ranges}
+
+    @property
+    def remedy(self) -> str:
+        """What somebody should do about it, and why not more."""
+        return f"nothing: {AFTER_A_FORK[self.role]}" if self.role in AFTER_A_FORK else "see the log of that role"
+
+    def __str__(self) -> str:
+        when = self.at.astimezone(KST).isoformat(" ", "seconds")
+        lost = f"; {self.lost:,} entries are in the archive alone" if self.lost else ""
+        return (
+            f"{self.tr}: the server had lost entries, {self.role} saw at {when} (had {self.had}, has {self.has}){lost}"
+        )
+
+
+@dataclass(frozen=True)
 class Status:
-    """The whole pipeline at one moment."""
+    """The whole pipeline at one moment. A fork that is over is not unwell."""
 
     server: str
     leader: str | None
@@ -88,6 +134,7 @@ class Status:
     targets: list[TargetStatus]
     troubles: tuple[Trouble, ...] = ()
     groups: tuple[GroupStatus, ...] = ()
+    forks: tuple[Fork, ...] = ()
 
     @property
     def well(self) -> bool:
@@ -103,6 +150,7 @@ class Status:
             "seq": self.seq,
             "troubles": [trouble.as_json() for trouble in self.troubles],
             "groups": [group.as_json() for group in self.groups],
+            "forks": [fork.as_json() for fork in self.forks],
             "targets": [target.as_json() for target in self.targets],
         }
 
@@ -135,17 +183,21 @@ async def read_status(
     pipeline.hgetall(keys.app_keys)
     for code in codes:
         pipeline.hmget(keys.of(code, "meta"), ["seq", "breaker", "stopped"])
+    for code in codes:
+        pipeline.hgetall(keys.of(code, "forks"))
     for job in jobs:
         pipeline.hgetall(keys.of(job.target.tr.code, "state", job.target.query))
     leader, app_keys, *answers = await pipeline.execute()
     metas = dict(zip(codes, answers, strict=False))
+    forks, states = answers[len(codes) : 2 * len(codes)], answers[2 * len(codes) :]
     return Status(
         server=server,
         leader=cast("str | None", leader),
         seq={code: int(seq or 0) for code, (seq, _, _) in metas.items()},
-        targets=[_target(job, state, timing, now) for job, state in zip(jobs, answers[len(codes) :], strict=True)],
+        targets=[_target(job, state, timing, now) for job, state in zip(jobs, states, strict=True)],
         troubles=(*_key_troubles(app_keys, now), *_tr_troubles(metas)),
         groups=tuple(await read_groups(redis, prefix, codes, now=now, retention_s=retention_s)),
+        forks=tuple(fork for code, marks in zip(codes, forks, strict=True) for fork in _forks(code, marks, now)),
     )
 
 
@@ -165,6 +217,16 @@ def _tr_troubles(metas: dict[str, list[str | None]]) -> Iterator[Trouble]:
         if stopped:
             state = json.loads(stopped)
             yield Trouble(code, "stopped", state["since"], state["why"])
+
+
+def _forks(code: str, marks: dict[str, str], now: datetime) -> Iterator[Fork]:
+    """The forks that were seen lately, the first to see it first."""
+    told = {role: json.loads(text) for role, text in marks.items()}
+    for role in sorted(told, key=lambda one: str(told[one]["at"])):
+        mark, at = told[role], datetime.fromisoformat(told[role]["at"])
+        if at > now - FORKS_SHOWN:
+            ranges = tuple((epoch, first, last) for epoch, first, last in mark.get("ranges", ()))
+            yield Fork(code, role, at, mark["had"], mark["has"], mark.get("lost"), ranges)
 
 
 def _target(job: Job, state: dict[str, str], timing: Timing, now: datetime) -> TargetStatus:
@@ -194,7 +256,8 @@ def _moment(text: str | None) -> datetime | None:
 def table(status: Status, now: datetime) -> Table:
     """The targets for a person's eyes."""
     leader = f"leader {status.leader}" if status.leader else "[red]no poller leads[/]"
-    caption = Text("\n".join([status.verdict(), *map(str, status.troubles), *summary(status.groups)]))
+    forks = [f"{fork} -> {fork.remedy}" for fork in status.forks]
+    caption = Text("\n".join([status.verdict(), *map(str, status.troubles), *forks, *summary(status.groups)]))
     grid = Table(title=f"{status.server} · {leader}", title_justify="left", caption=caption, box=None)
     for name in ("target", "이름", "every", "last good", "next", "version", "seq", "trouble"):
         grid.add_column(name, no_wrap=name != "trouble", justify="right" if name in {"version", "seq"} else "left")

@@ -1,4 +1,7 @@
-"""Keeps the streams within retention and memory; where groups still need everything, polling gives way, not they."""
+"""Keeps the streams within retention and memory; where groups still need everything, polling gives way, not they.
+
+A group that nobody reads any more keeps entries for a while only: `expiry.py` ends it, loudly.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from poller.expiry import Expiry
 from poller.grid import Job
 from poller.store import Store
 from poller.trs.base import TR
@@ -29,8 +33,11 @@ class Upkeep:
 class Trimmer:
     """Trims every stream of the plan, and knows which jobs have to wait for memory."""
 
-    def __init__(self, store: Store, trs: Sequence[TR], jobs: Sequence[Job], upkeep: Upkeep) -> None:
-        self._store, self._upkeep = store, upkeep
+    def __init__(
+        self, store: Store, trs: Sequence[TR], jobs: Sequence[Job], upkeep: Upkeep, expiry: Expiry | None = None
+    ) -> None:
+        """Without `expiry`, groups that nobody reads stay."""
+        self._store, self._upkeep, self._expiry = store, upkeep, expiry
         self._paused_from: int | None = None
         self._log = structlog.get_logger("poller")
         self.plan(trs, jobs)
@@ -49,6 +56,7 @@ class Trimmer:
 
         The highest priority number pauses first, one more with every call. Raises StoreDown.
         """
+        await self._expire()
         keep_from_ms = now_ms - int(self._upkeep.retention_s * 1000)
         total = await self._trim_all(keep_from_ms, 1.0)
         if total > self._upkeep.max_bytes:
@@ -56,10 +64,19 @@ class Trimmer:
         if total > self._upkeep.max_bytes:
             lower = [p for p in self._priorities if self._paused_from is None or p < self._paused_from]
             self._paused_from = lower[-1] if lower else self._priorities[0]
-            self._log.warning("polling.paused", from_priority=self._paused_from, stream_bytes=total)
+            nobody = self._expiry.abandoned if self._expiry else []
+            self._log.warning(
+                "polling.paused", from_priority=self._paused_from, stream_bytes=total, kept_for_nobody=nobody
+            )
         elif self._paused_from is not None and total < LOW_WATER * self._upkeep.max_bytes:
             self._paused_from = None
             self._log.info("polling.resumed", stream_bytes=total)
+
+    async def _expire(self) -> None:
+        if self._expiry is not None:
+            for tr in self._trs:
+                for part in STREAMS:
+                    await self._expiry.look(tr.code, part, self._upkeep.retention_s)
 
     async def _trim_all(self, keep_from_ms: int, share: float) -> int:
         """Trim every stream and return what they hold together, in bytes."""

@@ -64,6 +64,18 @@ class FastClock(Clock):
         return await super().wait(event, timeout_s / self.SPEED)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers were compared with each other, and which could not be."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [pair for report in reports for pair in getattr(report, "user_properties", [])]
+    engines, missing = (
+        ", ".join(dict.fromkeys(str(value) for name, value in told if name == wanted))
+        for wanted in ("engine", "no engine")
+    )
+    if engines or missing:
+        terminalreporter.write_line(f"engines: {'; '.join(filter(None, (engines, missing)))}")
+
+
 def broker_for(redis: Redis, play: Callable[[httpx.Request], httpx.Response], clock: Clock) -> Broker:
     """A broker client that is answered by `play`, with limits that do not matter."""
     limits = {

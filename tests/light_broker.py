@@ -18,7 +18,6 @@ from poller.simulator.server import Simulator
 from poller.trs.base import Append, Keyed, Table
 from poller.trs.fields import Field
 
-MOVES_EVERY_S = 15
 ROWS_A_PAGE = 2
 TICKS_A_PAGE = 20
 OLDEST_DAY = date(2026, 10, 1)
@@ -27,14 +26,18 @@ Element = dict[str, Any]
 
 
 class LightBroker(Simulator):
-    """The simulator with another market behind it; `tick_s` is the time between two rows of ka20001."""
+    """The simulator with another market behind it; `tick_s` is the time between two rows of ka20001.
+
+    `moves_every_s` is how long a value stays what it is.
+    """
 
     tick_s: ClassVar[int] = 10
+    moves_every_s: ClassVar[int] = 15
 
     def _page(self, api_id: str, body: dict[str, str], position: str | None, moment: datetime) -> Page:
         tr, number = tr_named(api_id), int(position or "1")
         pages = tr.target({name: value for name, value in body.items() if value}).pages
-        slot, elements, more = int(moment.timestamp()) // MOVES_EVERY_S, Element(), number < pages
+        slot, elements, more = int(moment.timestamp()) // self.moves_every_s, Element(), number < pages
         for table in tr.tables:
             if isinstance(table, Keyed):
                 elements[table.rows_at or ""] = _members(table, slot, number)

@@ -1,269 +1,34 @@
-"""A server that is a dictionary: what the store asks of Redis goes in; what the real one would do comes out.
+"""A client that is a dictionary away from its server: what the product asks of redis-py goes in; what a real server
+would answer, and what would go wrong on the way, comes out.
 
-`ModelStore` is the real store on such a server, so its errors, retries and lost replies are the product's own. What is
-made up is below it: the few commands the poller uses, and its scripts, each written here a second time in Python and
-read beside its Lua. The surprises: a command is always let wait for a moment, because real ones are, and others
-run meanwhile; and expiry and entry ids go by the clock that is handed over, so they may be virtual.
+`ModelStore` is the real store on such a client, and consumers run on `ModelRedis` as they are, so their errors,
+retries and lost replies are the product's own. What is made up is below: the commands they use (`model_server`,
+`model_groups`), and their scripts, each written a second time in Python (`model_scripts`). The surprises: a command is
+always let wait for a moment, because real ones are, and others run meanwhile; and a pipeline that is no transaction may
+be cut between two commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
 
-from poller.auth import LET_GO, SWAP
-from poller.store import SCRIPTS, Store
+from poller.store import Store
+from tests.model_groups import Group, Stream
+from tests.model_keys import text_of
+from tests.model_server import Committed, ModelServer, Saved
 
-Id = tuple[int, int]
-Texts = list[str]
+__all__ = ["Committed", "Group", "ModelRedis", "ModelServer", "ModelStore", "Saved", "Stream", "no_trouble", "one_turn"]
+
 Value = TypeVar("Value")
-Script = Callable[[Texts, Texts], Any]
-FILES = ("commit", "note", "reign", "lease", "trim")
-
-
-@dataclass
-class Group:
-    """A consumer group: the last entry it was given, and what of that it has not acknowledged."""
-
-    last_delivered: Id = (0, 0)
-    pending: list[Id] = field(default_factory=list)
-
-
-@dataclass
-class Stream:
-    """Entries in the order of their ids."""
-
-    ids: list[Id] = field(default_factory=list)
-    entries: list[dict[str, str]] = field(default_factory=list)
-    groups: dict[str, Group] = field(default_factory=dict)
-    last: Id = (0, 0)
-    size: int = 0
-
-    def add(self, now_ms: int, fields: dict[str, str]) -> None:
-        """XADD with the id `*`: ids grow even where the clock does not."""
-        self.last = (now_ms, 0) if now_ms > self.last[0] else (self.last[0], self.last[1] + 1)
-        self.ids.append(self.last)
-        self.entries.append(fields)
-        self.size += _size(fields)
-
-    def trim_below(self, keep_from: Id) -> int:
-        """XTRIM MINID; how many entries went."""
-        gone = bisect.bisect_left(self.ids, keep_from)
-        self.size -= sum(map(_size, self.entries[:gone]))
-        del self.ids[:gone], self.entries[:gone]
-        return gone
-
-
-class Committed(NamedTuple):
-    """What one commit said of a target: its versions before and after, and its last good poll."""
-
-    source: str
-    before: int
-    after: int
-    last_good: str
-
-
-def _size(fields: Mapping[str, str]) -> int:
-    """Roughly the bytes that an entry takes."""
-    return sum(map(len, fields.values()))
-
-
-class ModelServer:
-    """What one server holds. Any number of stores may share it."""
-
-    def __init__(self, now_ms: Callable[[], int]) -> None:
-        self.now_ms = now_ms
-        self.run_id = "1"
-        """Another one after every restart, and on every replica."""
-        self.keys: dict[str, dict[str, str] | Stream | str] = {}
-        self._ends_ms: dict[str, int] = {}
-        self.commits: list[Committed] = []
-        self.scripts: dict[str, Script] = {  # by their text
-            **{(SCRIPTS / f"{name}.lua").read_text("utf-8"): getattr(self, name) for name in FILES},
-            LET_GO: self.let_go,
-            SWAP: self.swap,
-        }
-
-    # --- commands
-
-    def value(self, key: str, kind: type[Value]) -> Value | None:
-        """What is at a key, None where nothing is. Raises ResponseError where it is of another type."""
-        if key in self._ends_ms and self._ends_ms[key] <= self.now_ms():
-            self.delete(key)
-        found = self.keys.get(key)
-        if found is not None and not isinstance(found, kind):
-            raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
-        return found
-
-    def delete(self, key: str) -> None:
-        """DEL."""
-        self.keys.pop(key, None)
-        self._ends_ms.pop(key, None)
-
-    def set(self, key: str, text: str, *, nx: bool = False, px: int | None = None) -> bool | None:
-        """SET; None where `nx` found something."""
-        if nx and self.value(key, object) is not None:
-            return None
-        self.keys[key] = text
-        self._ends_ms.pop(key, None)
-        if px is not None:
-            self.expire(key, px)
-        return True
-
-    def expire(self, key: str, in_ms: int) -> None:
-        """PEXPIRE."""
-        self._ends_ms[key] = self.now_ms() + in_ms
-
-    def lifetime(self, key: str) -> tuple[str | None, int]:
-        """GET and PTTL: the text at a key, and for how many milliseconds it will still be there."""
-        text = self.value(key, str)
-        return text, self._ends_ms.get(key, self.now_ms()) - self.now_ms()
-
-    def hset(self, key: str, fields: Mapping[str, str]) -> None:
-        """HSET; nothing to set makes no key."""
-        if fields:
-            self.keys[key] = {**self.hash(key), **fields}
-
-    def hash(self, key: str) -> dict[str, str]:
-        """HGETALL; the server's own dictionary, so nobody may change it."""
-        return self.value(key, dict) or {}
-
-    def entries(self, key: str) -> list[dict[str, str]]:
-        """XRANGE - +, without the ids."""
-        stream = self.value(key, Stream)
-        return stream.entries if stream else []
-
-    # --- scripts: beside commit.lua, note.lua, reign.lua, lease.lua, trim.lua, and the two of auth.py
-
-    def commit(self, keys: Texts, argv: Texts) -> tuple[str, int]:
-        """One poll: check everything, then write rows, entries, seq and state."""
-        meta, changes, snapshot, state = keys
-        fence, epoch, before, after, commit_id, id_prefix, source, time, clear = argv[:9]
-        if not all(map(self._is_or_may_be, keys, (dict, Stream, dict, dict))):
-            return "type", 0
-        reign, stored = self.hash(meta), self.hash(state)
-        if (reign.get("fence"), reign.get("epoch")) != (fence, epoch):
-            return "fenced", 0
-        if reign.get("server") != self.run_id:
-            return "restarted", 0
-        seq, version = int(reign.get("seq", "0")), stored.get("version", "0")
-        if version != before:
-            if version == after and stored.get("commit") == commit_id:
-                return "again", seq
-            return "stale", int(version)
-
-        new_state, rows, gone, drafts = _lists(argv[9:])
-        if clear == "1":
-            self.delete(snapshot)
-        self._drop(snapshot, gone)
-        self.hset(snapshot, _pairs(rows))
-        common = {"specversion": "1.0", "source": source, "time": time, "datacontenttype": "application/json"}
-        number = 0
-        for kind, subject, data in zip(drafts[::3], drafts[1::3], drafts[2::3], strict=True):
-            number += 1
-            entry = {"id": f"{id_prefix}{number}", "type": kind, "subject": subject, "seq": str(seq + number)}
-            self._stream(changes).add(self.now_ms(), {**common, **entry, "data": data})
-        if number:
-            self.hset(meta, {"seq": str(seq + number)})
-            self.hset(state, {"commit": commit_id})
-        self.hset(state, _pairs(new_state))
-        self.commits.append(Committed(source, int(before), int(after), time))
-        return "ok", seq + number
-
-    def note(self, keys: Texts, argv: Texts) -> int:
-        """Write down an attempt that brought no answer, if its poller still leads."""
-        meta, state = keys
-        if self.hash(meta).get("fence") != argv[0]:
-            return 0
-        self.hset(state, _pairs(argv[1:]))
-        return 1
-
-    def reign(self, keys: Texts, argv: Texts) -> tuple[str, str]:
-        """Put a leader's fence into one TR, and begin an epoch no entry has ever carried."""
-        (meta,), (token, nonce, now_ms, revision) = keys, argv
-        if not self._is_or_may_be(meta, dict):
-            return "type", "0"
-        reign, mine = self.hash(meta), f"{token}:{nonce}"
-        if int(reign.get("revision", "0")) > int(revision):
-            return "newer", reign["revision"]
-        stored_token = int(reign.get("fence", "0").partition(":")[0])
-        if stored_token > int(token) or (stored_token == int(token) and reign.get("fence") != mine):
-            return "fenced", reign.get("epoch", "0")
-        epoch = str(max(int(now_ms), int(reign.get("epoch", "0")) + 1))
-        self.hset(meta, {"fence": mine, "epoch": epoch, "revision": revision, "server": self.run_id})
-        return "ok", epoch
-
-    def lease(self, keys: Texts, argv: Texts) -> tuple[str, int]:
-        """Take or keep the lead: only the holder named by `takes_from` (or nobody) is followed."""
-        (leader,), (mine, life_ms, takes_from) = keys, argv
-        holder = self.value(leader, str)
-        if holder is None or holder in (mine, takes_from):
-            self.set(leader, mine, px=int(life_ms))
-            return mine, int(life_ms)
-        return holder, self._ends_ms.get(leader, self.now_ms() - 1) - self.now_ms()
-
-    def trim(self, keys: Texts, argv: Texts) -> tuple[int, int]:
-        """Trim one stream: what is older than the retention, but nothing that any group still needs."""
-        found, keep_from, share = self.keys.get(keys[0]), (int(argv[0]), 0), float(argv[1])
-        if not isinstance(found, Stream):
-            return 0, 0
-        if share < 1 and found.ids:
-            first_ms, last_ms = found.ids[0][0], found.ids[-1][0]
-            keep_from = max(keep_from, (round(last_ms - (last_ms - first_ms) * share), 0))
-        for group in found.groups.values():
-            keep_from = min(keep_from, group.last_delivered, *group.pending)
-        return found.trim_below(keep_from), found.size
-
-    def let_go(self, keys: Texts, argv: Texts) -> int:
-        """Let a lock go, but not one that ran out and is another's."""
-        if self.value(keys[0], str) != argv[0]:
-            return 0
-        self.delete(keys[0])
-        return 1
-
-    def swap(self, keys: Texts, argv: Texts) -> int:
-        """Store a token in the place of the one that failed, or where there is none."""
-        (key,), (failed, token, ends, refused_at, life_s) = keys, argv
-        if self.hash(key).get("token", failed) != failed:
-            return 0
-        self.hset(key, {"token": token, "ends": ends, "refused_at": refused_at})
-        self.expire(key, int(life_s) * 1000)
-        return 1
-
-    def _is_or_may_be(self, key: str, kind: type) -> bool:
-        return isinstance(self.keys.get(key), kind | None)
-
-    def _stream(self, key: str) -> Stream:
-        return cast(Stream, self.keys.setdefault(key, Stream()))
-
-    def _drop(self, key: str, names: Sequence[str]) -> None:
-        """HDEL; a hash without fields is no hash."""
-        rows = self.hash(key)
-        for name in names:
-            rows.pop(name, None)
-        if not rows:
-            self.delete(key)
-
-
-def _pairs(texts: Texts) -> dict[str, str]:
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _lists(texts: Texts) -> list[Texts]:
-    """Lists one after the other, each led by its length."""
-    lists = []
-    while texts:
-        size = int(texts[0])
-        lists.append(texts[1 : size + 1])
-        texts = texts[size + 1 :]
-    return lists
+Waits = Callable[[], Awaitable[Any]]
 
 
 def no_trouble(moment: str) -> None:
@@ -275,68 +40,136 @@ async def one_turn() -> None:
     await asyncio.sleep(0)
 
 
-class ModelRedis:
-    """A client of a model server, as far as the poller uses one.
+def _command(name: str) -> Callable[..., Any]:
+    """A command of the server as a method of its clients."""
 
-    `trouble` is told the moment, "before commit" or "after commit" (or another script or command), and may raise what a
-    client raises: before, the request was lost; after, only its reply. `wait` passes before each of them.
+    def method(self: _Commands, *args: Any, **kwargs: Any) -> Any:
+        command = getattr(self.server, name)
+        return self._ask(name, lambda: command(*args, **kwargs))
+
+    return method
+
+
+class _Commands:
+    """The commands, for a client and for a pipeline alike."""
+
+    server: ModelServer
+
+    def _ask(self, name: str, call: Callable[[], Any], waits: Waits | None = None) -> Any:
+        raise NotImplementedError
+
+    get, set, delete, exists, pttl, time = map(_command, ("get", "set", "delete", "exists", "pttl", "time"))
+    hget, hset, hdel, hmget, hgetall = map(_command, ("hget", "hset", "hdel", "hmget", "hgetall"))
+    lpush, rpush, lpop, lrem = map(_command, ("lpush", "rpush", "lpop", "lrem"))
+    lrange, lindex = map(_command, ("lrange", "lindex"))
+    xadd, xrange, xrevrange, xlen = map(_command, ("xadd", "xrange", "xrevrange", "xlen"))
+    xdel, xtrim, xack, xclaim = map(_command, ("xdel", "xtrim", "xack", "xclaim"))
+    xpending, xpending_range = map(_command, ("xpending", "xpending_range"))
+    xgroup_create, xgroup_destroy = map(_command, ("xgroup_create", "xgroup_destroy"))
+    xgroup_delconsumer = _command("xgroup_delconsumer")
+    xinfo_stream, xinfo_groups, xinfo_consumers = map(_command, ("xinfo_stream", "xinfo_groups", "xinfo_consumers"))
+
+    def xreadgroup(
+        self,
+        groupname: str,
+        consumername: str,
+        streams: Mapping[str, str],
+        count: int | None = None,
+        block: int | None = None,
+    ) -> Any:
+        """XREADGROUP; with `block` it waits so many milliseconds of the loop's time for something new."""
+
+        def read() -> list[Any]:
+            return self.server.xreadgroup(groupname, consumername, streams, count)
+
+        waits = None if block is None else lambda: self.server.block(read, set(streams), block)
+        return self._ask("xreadgroup", read, waits)
+
+    def eval(self, text: str, numkeys: int, *keys_and_args: object) -> Any:
+        """EVAL, which the server remembers. Raises KeyError for a script it does not know by its text."""
+        script, texts = self.server.scripts[text], list(map(text_of, keys_and_args))
+
+        def call() -> Any:
+            self.server.unloaded.discard(text)
+            return script(self.server, texts[:numkeys], texts[numkeys:])
+
+        return self._ask(script.__name__, call)
+
+
+class ModelRedis(_Commands):
+    """A client of a model server, as far as the product uses one.
+
+    `trouble` is told the moment, "before commit" or "after commit" (or another script, or a method of this class), and
+    may raise what a client raises: before, the request was lost; after, only its reply. A transaction is "execute". A
+    pipeline that is none is "pipeline", and between that each of its commands: what raises there cuts it in two. A
+    script that the server has forgotten is asked for twice, with "script_load" between. `wait` passes before each.
     """
 
     def __init__(
         self,
         server: ModelServer,
         trouble: Callable[[str], None] = no_trouble,
-        wait: Callable[[], Awaitable[None]] = one_turn,
+        wait: Callable[[], Awaitable[object]] = one_turn,
     ) -> None:
-        self.server, self.trouble, self._wait = server, trouble, wait
+        self.server, self.trouble, self.wait = server, trouble, wait
 
-    async def _do(self, name: str, call: Callable[[], Value]) -> Value:
-        await self._wait()
+    async def _ask(self, name: str, call: Callable[[], Any], waits: Waits | None = None) -> Any:
+        """One command: there and back. An error is a reply as well, and may be lost like one."""
+        await self.wait()
         self.trouble(f"before {name}")
-        result = call()
+        answer, failed = None, None
+        try:
+            answer = self.server.perform(call)
+            if waits is not None and not answer:
+                answer = await waits()
+        except ResponseError as error:
+            failed = error
         self.trouble(f"after {name}")
-        return result
+        if failed is not None:
+            raise failed
+        return answer
 
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
         """A script that the model server knows by its text. Raises KeyError for any other."""
         script = self.server.scripts[text]
-        return lambda keys, args: self._do(script.__name__, lambda: script(list(keys), list(map(str, args))))
+        name = script.__name__
 
-    async def get(self, key: str) -> str | None:
-        """GET."""
-        return await self._do("get", lambda: self.server.value(key, str))
+        async def run(keys: Sequence[str], args: Sequence[object]) -> Any:
+            def call() -> Any:
+                if text in self.server.unloaded:
+                    raise NoScriptError("No matching script. Please use EVAL.")
+                return script(self.server, list(keys), list(map(text_of, args)))
 
-    async def set(self, key: str, text: str, *, nx: bool = False, px: int | None = None) -> bool | None:
-        """SET."""
-        return await self._do("set", lambda: self.server.set(key, text, nx=nx, px=px))
+            try:
+                return await self._ask(name, call)
+            except NoScriptError:
+                await self._ask("script_load", lambda: self.server.unloaded.discard(text))
+                return await self._ask(name, call)
 
-    async def delete(self, key: str) -> None:
-        """DEL."""
-        await self._do("delete", lambda: self.server.delete(key))
+        return run
 
-    async def hget(self, key: str, name: str) -> str | None:
-        """HGET."""
-        return await self._do("hget", lambda: self.server.hash(key).get(name))
+    def pipeline(self, *, transaction: bool = True) -> ModelPipeline:
+        """Several commands in one trip, with `transaction` all or nothing."""
+        return ModelPipeline(self, transaction)
 
-    async def hmget(self, key: str, names: Sequence[str]) -> list[str | None]:
-        """HMGET."""
-        return await self._do("hmget", lambda: [self.server.hash(key).get(name) for name in names])
-
-    async def hgetall(self, key: str) -> dict[str, str]:
-        """HGETALL."""
-        return await self._do("hgetall", lambda: dict(self.server.hash(key)))
-
-    def pipeline(self, *, transaction: bool) -> ModelPipeline:
-        """MULTI, as far as the store needs it."""
-        assert transaction, "commands that may be torn apart are not modelled"
-        return ModelPipeline(self)
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
 
-class ModelPipeline:
-    """Commands kept back, then done at once."""
+class _Kept(NamedTuple):
+    """A command of a pipeline that was not sent yet."""
 
-    def __init__(self, redis: ModelRedis) -> None:
-        self._redis, self._kept = redis, list[Callable[[], None]]()
+    name: str
+    call: Callable[[], Any]
+    waits: Waits | None
+
+
+class ModelPipeline(_Commands):
+    """Commands kept back, then sent together."""
+
+    def __init__(self, redis: ModelRedis, transaction: bool) -> None:
+        self.server = redis.server
+        self._redis, self._transaction, self._kept = redis, transaction, list[_Kept]()
 
     async def __aenter__(self) -> ModelPipeline:
         return self
@@ -344,17 +177,63 @@ class ModelPipeline:
     async def __aexit__(self, *error: object) -> None:
         self._kept.clear()
 
-    def delete(self, key: str) -> None:
-        """DEL."""
-        self._kept.append(lambda: self._redis.server.delete(key))
+    def _ask(self, name: str, call: Callable[[], Any], waits: Waits | None = None) -> ModelPipeline:
+        self._kept.append(_Kept(name, call, waits))
+        return self
 
-    def hset(self, key: str, *, mapping: Mapping[str, str]) -> None:
-        """HSET."""
-        self._kept.append(lambda: self._redis.server.hset(key, mapping))
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send them. An error is an answer like another, or with `raise_on_error` the first is raised in the end."""
+        kept, self._kept = self._kept, []
+        if not kept:
+            return []
+        if self._transaction:
+            answers = await self._redis._ask("execute", lambda: self._together(kept))
+        else:
+            answers = await self._one_by_one(kept)
+        for place, answer in enumerate(answers):
+            if raise_on_error and isinstance(answer, ResponseError):
+                raise _told(answer, place, kept)
+        return cast("list[Any]", answers)
 
-    async def execute(self) -> None:
-        """EXEC."""
-        await self._redis._do("execute", lambda: [command() for command in self._kept])
+    def _together(self, kept: Sequence[_Kept]) -> list[Any]:
+        """MULTI and EXEC: nothing blocks there, and what is refused keeps all from being done."""
+        for place, one in enumerate(kept):
+            try:
+                self.server.may(one.name, queued=True)
+            except ResponseError as error:
+                raise _told(error, place, kept) from error
+        return [_answer_of(one.call) for one in kept]
+
+    async def _one_by_one(self, kept: Sequence[_Kept]) -> list[Any]:
+        """Each as if alone, on one connection: who loses that in between does not send the rest."""
+        trouble, cuts = self._redis.trouble, self.server.cuts
+
+        def connected(call: Callable[[], Any]) -> Any:
+            if self.server.cuts != cuts:
+                raise RedisConnectionError("Connection closed by server.")
+            return call()
+
+        trouble("before pipeline")
+        answers: list[Any] = []
+        for name, call, waits in kept:
+            try:
+                answers.append(await self._redis._ask(name, partial(connected, call), waits))
+            except ResponseError as error:
+                answers.append(error)
+        trouble("after pipeline")
+        return answers
+
+
+def _answer_of(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except ResponseError as error:
+        return error
+
+
+def _told(error: ResponseError, place: int, kept: Sequence[_Kept]) -> ResponseError:
+    """The error as redis-py tells it of a pipeline."""
+    return type(error)(f"Command # {place + 1} ({kept[place].name}) of pipeline caused error: {error.args}")
 
 
 class ModelStore(Store):

@@ -16,7 +16,7 @@ from poller.clock import Clock
 from poller.doctor import Disk, Facts, Finding, Group, findings, gather
 from poller.service import Bus, open_bus
 from poller.settings import BusSettings, DataSettings, PollSettings, Settings
-from poller.status import Status, TargetStatus, Trouble
+from poller.status import Fork, Status, TargetStatus, Trouble
 from poller.store import UnfitStore, connect
 from sectorwire import main
 from tests.conftest import MONDAY_NOON, HandClock
@@ -127,6 +127,14 @@ def test_how_often_the_file_is_written_out(config: dict[str, str], severity: str
     assert (finding.severity, what in finding.what) == (severity, True), finding
 
 
+def test_entries_that_the_server_lost_are_worth_knowing_and_nothing_to_mend():
+    fork = Fork("ka20003", "archive", MONDAY_NOON, had="9-0", has="7-0", lost=4, ranges=((1, 12, 15),))
+    finding = found(status=replace(WELL, forks=(fork,)))
+
+    assert (finding.severity, "4 entries are in the archive alone" in finding.what) == ("note", True), finding
+    assert finding.remedy.startswith("nothing: ")
+
+
 def test_a_server_that_only_dumps_now_and_then_loses_what_came_since():
     finding = found(info=with_info(aof_enabled=0), config={"appendfsync": "everysec", "save": "3600 1"})
 
@@ -159,7 +167,7 @@ def test_streams_near_their_ceiling_are_a_warning_and_at_it_polling_rests(stream
 
 
 @pytest.mark.parametrize("idle_s", [None, 2 * 86400.0])
-def test_a_group_nobody_reads_keeps_entries_for_ever_and_the_command_that_ends_it_is_told(idle_s: float | None):
+def test_a_group_nobody_reads_is_told_with_the_command_that_ends_it(idle_s: float | None):
     finding = found(groups=[replace(GROUP, waiting=120, idle_s=idle_s)])
 
     assert (finding.severity, "120 entries are kept" in finding.what) == ("warning", True)

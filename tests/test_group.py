@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from consumers.group import MAX_HANDED_OUT, Batch, Handler, Membership
 from poller.contract import dumps
 
 STREAM, PARKED = "test:{ka20003}:changes", "test:{ka20003}:parked:desk"
+POSITION = "test:{ka20003}:position:desk"
 
 
 def member(redis: Redis, name: str = "one", *, alone: bool = True) -> Membership:
@@ -94,6 +96,13 @@ async def pending(redis: Redis) -> int:
     return int((await client.xpending(STREAM, "desk"))["pending"])
 
 
+async def handed_out(redis: Redis) -> dict[str, int]:
+    """How often each pending entry was handed out, by the server's own count."""
+    client: Any = redis
+    found = await client.xpending_range(STREAM, "desk", "-", "+", 100)
+    return {one["message_id"]: one["times_delivered"] for one in found}
+
+
 async def killed(membership: Membership, handler: Notebook) -> None:
     """A member that dies while its handler is at work: nothing is acknowledged, the lease is left behind."""
     working = asyncio.create_task(membership.consume(handler, asyncio.Event()))
@@ -168,18 +177,23 @@ async def test_an_entry_that_keeps_failing_is_parked_and_the_others_flow_on(redi
 
 async def test_only_one_member_is_active_and_another_follows_it(redis: Redis, notes: Notebook):
     other = Notebook()
+
+    def seen_by_now(number: int) -> bool:
+        return len(notes.seen + other.seen) == number
+
     await publish(redis, 1)
     async with consuming(member(redis, "first"), notes):
         await until(lambda: notes.seen == [1])
         async with consuming(member(redis, "second"), other) as stop:
-            await publish(redis, 2)
-            await until(lambda: notes.seen == [1, 2])
+            for number in range(2, 6):  # who waits for an entry has his turn after who had the last one
+                await publish(redis, number)
+                await until(partial(seen_by_now, number))
             stop.set()
 
     assert other.seen == []
     async with consuming(member(redis, "second"), other):
-        await publish(redis, 3)
-        await until(lambda: other.seen == [3])
+        await publish(redis, 6)
+        await until(lambda: other.seen == [6])
 
 
 async def test_many_may_share_where_order_does_not_matter(redis: Redis, notes: Notebook):
@@ -206,6 +220,25 @@ async def test_a_group_that_the_server_lost_goes_on_where_it_was_and_says_so(red
     assert "group.recreated" in [log["event"] for log in logs]
     assert notes.seen[-1] == 4
     assert notes.seen.count(1) == 1
+
+
+async def test_what_stands_where_a_lost_entry_stood_is_not_acknowledged_with_it(redis: Redis, notes: Notebook):
+    """A server that lost its tail counts on from its last id, so new entries may have the very ids of those it lost."""
+    client: Any = redis
+    await publish(redis, 1, 2)
+    notes.waits_on = {2}
+    async with consuming(member(redis), notes):
+        await notes.inside.wait()
+        was = await client.xrange(STREAM)
+        other = {**was[1][1], "id": "ka20003?inds_cd=001#2.2.1", "seq": "3"}
+        await client.delete(STREAM)
+        for (entry_id, _), fields in zip(was, (was[0][1], other), strict=True):
+            await client.xadd(STREAM, fields, id=entry_id)
+        notes.waits_on = set()
+        notes.go_on.set()
+        await until(lambda: 3 in notes.seen)
+
+    assert await pending(redis) == 0
 
 
 async def test_a_stop_lets_the_handler_finish_and_acknowledges(redis: Redis, notes: Notebook):
@@ -239,7 +272,7 @@ async def test_a_member_that_is_gone_is_struck_off_only_when_it_owns_nothing(
     redis: Redis, notes: Notebook, monkeypatch: pytest.MonkeyPatch
 ):
     """The server forgets for ever what a removed consumer held."""
-    monkeypatch.setattr("consumers.group.GONE_MS", 0)
+    monkeypatch.setattr("consumers.place.GONE_MS", 0)
     await publish(redis, 1, 2)
     client: Any = redis
     await client.xgroup_create(STREAM, "desk", "0")
@@ -255,16 +288,101 @@ async def test_a_member_that_is_gone_is_struck_off_only_when_it_owns_nothing(
 
 
 async def test_a_member_that_is_cut_off_gives_its_hand_out_back(redis: Redis):
-    """Cancelled in the middle, it does not count against the entry it had alone."""
-    await publish(redis, 1)
+    """Cancelled in the middle, it counts against none of the entries it had."""
+    await publish(redis, 1, 2)
     counts = []
-    for _ in range(5):
+    for _ in range(3):
         cut_off = Notebook()
         cut_off.waits_on = {1}
         await killed(member(redis), cut_off)
-        await redis.delete("test:{ka20003}:active:desk")
-        client: Any = redis
-        (one,) = await client.xpending_range(STREAM, "desk", "-", "+", 1)
-        counts.append(one["times_delivered"])
+        counts.append(list((await handed_out(redis)).values()))
 
-    assert counts == [1, 2, 2, 2, 2]
+    assert counts == [[1, 1], [1, 1], [1, 1]]
+
+
+async def test_members_that_share_lose_nothing_with_the_group(redis: Redis, notes: Notebook):
+    """It is made again before the oldest entry that anybody had in hand, not after the last that was done."""
+    await publish(redis, 1)
+    slow = Notebook()
+    slow.waits_on = {1}
+    working = asyncio.create_task(member(redis, "slow", alone=False).consume(slow, asyncio.Event()))
+    await slow.inside.wait()
+    async with consuming(member(redis, "quick", alone=False), notes):
+        await publish(redis, 2, 3)
+        await until(lambda: notes.seen == [2, 3])
+    await redis.xgroup_destroy(STREAM, "desk")
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+    async with consuming(member(redis, "next", alone=False), notes):
+        await until(lambda: 1 in notes.seen)
+
+
+async def test_the_position_moves_on_when_the_slowest_is_done(redis: Redis, notes: Notebook):
+    await publish(redis, 1, 2, 3)
+    slow = Notebook()
+    slow.waits_on = {1}
+    client: Any = redis
+    (first, _), *_, (last, _) = await client.xrange(STREAM)
+    await client.xgroup_create(STREAM, "desk", "0")
+    await client.xreadgroup("desk", "slow", {STREAM: ">"}, count=1)
+    async with consuming(member(redis, "slow", alone=False), slow):
+        await slow.inside.wait()
+        async with consuming(member(redis, "quick", alone=False), notes):
+            await until(lambda: notes.seen == [2, 3])
+        held = await client.get(POSITION)
+        slow.go_on.set()
+    done = await client.get(POSITION)
+    await client.xgroup_create(STREAM, "probe", held)
+    ((_, ((next_one, _),)),) = await client.xreadgroup("probe", "one", {STREAM: ">"}, count=1)
+
+    assert (next_one, done) == (first, last)
+
+
+async def test_a_group_whose_stream_is_another_one_starts_at_its_beginning(redis: Redis, notes: Notebook):
+    """A stream that was deleted begins anew; with a clock that went back, its ids lie before the position."""
+    await redis.set(POSITION, "9999999999999-0")
+    await publish(redis, 1)
+    async with consuming(member(redis), notes):
+        await until(lambda: notes.seen == [1])
+
+
+async def test_a_full_server_can_still_be_read_down(redis: Redis, notes: Notebook):
+    """Nothing is trimmed before it was handled: if a full server stopped the groups, it would stay full."""
+    await publish(redis, 1, 2)
+    notes.waits_on = {1}
+    failures = [OSError("a disk")]
+
+    async def handle(batch: Batch) -> None:
+        if failures:
+            notes.inside.set()
+            await notes.go_on.wait()
+            raise failures.pop()
+        await notes(batch)
+
+    try:
+        async with consuming(member(redis), handle):
+            await notes.inside.wait()
+            await redis.config_set("maxmemory", "1")
+            notes.go_on.set()
+            await until(lambda: notes.seen == [1, 2])
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+    assert await pending(redis) == 0
+
+
+async def test_the_stack_of_an_entry_that_failed_once_is_not_kept(redis: Redis, notes: Notebook):
+    await publish(redis, 1)
+    notes.fails_on = {1}
+
+    async def handle(batch: Batch) -> None:
+        try:
+            await notes(batch)
+        finally:
+            notes.fails_on = set()
+
+    async with consuming(member(redis), handle):
+        await until(lambda: notes.seen == [1])
+
+    assert not await redis.exists("test:{ka20003}:failing:desk")

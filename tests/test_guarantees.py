@@ -15,6 +15,7 @@ import pytest
 from poller.catalogue import described
 from poller.contract import decode, fold, loads
 from poller.schedule import Poller
+from poller.status import read_status
 from poller.store import connect
 from tests.conftest import FastClock, desk_for
 from tests.servers import RealServer, client
@@ -103,6 +104,7 @@ async def test_a_server_that_lost_its_tail_is_answered_with_a_reset_in_a_new_epo
             await run_until(Poller([KOSPI], desk, KEEP_ALL), lambda: office.asked.get(str(KOSPI.target), 0) >= 9)
         stream: Any = await redis.xrange("test:{ka20003}:changes")
         snapshot: Any = await redis.hgetall("test:{ka20003}:snapshot:inds_cd=001")
+        status = await read_status(redis, "test", [KOSPI], desk.timing, desk.clock.now(), "")
         await redis.aclose()
 
     entries = [decode(fields) for _, fields in stream]
@@ -113,5 +115,9 @@ async def test_a_server_that_lost_its_tail_is_answered_with_a_reset_in_a_new_epo
     assert [entry.type for entry in after][:2] == ["sectorwire.reset", "sectorwire.row.baseline"]
     assert after[0].data["reason"] == "rollback"
     assert {entry.data["epoch"] for entry in after}.isdisjoint(entry.data["epoch"] for entry in kept)
+    (fork,) = status.forks
+    version = kept[-1].data["version"]
+    assert (fork.role, fork.has) == ("poller", f"version {version} of {KOSPI.target}")
+    assert fork.had > f"version {version}"
     assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
     assert fold(entries, described())[str(KOSPI.target)] == {name: loads(row) for name, row in snapshot.items()}

@@ -9,26 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import fakeredis
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from consumers.group import MAX_HANDED_OUT, Batch, Membership
 from poller.auth import LET_GO, SWAP
 from poller.catalogue import tr_named
 from poller.commit import Commit, Draft, Known, state_of
 from poller.contract import decode, dumps
-from poller.store import LEASE_S, Fenced, Stale, Store, StoreDown, StoreError, UnfitStore, connect
+from poller.store import LEASE_S, Stale, Store, StoreDown, StoreError
 from tests.conftest import MONDAY_NOON, HandClock
-from tests.model_store import Group, ModelRedis, ModelServer, ModelStore, Stream
-from tests.servers import RealServer
+from tests.model_group_rules import GroupRules, groups
+from tests.model_groups import Group, Stream, shown
+from tests.model_parties import CHANGES, GROUPS, REPLICA, Party
+from tests.model_store import ModelRedis, ModelServer, ModelStore
+from tests.servers import RealServer, client
 from tests.virtual import VirtualClock, run
 
 INDICES = tr_named("ka20003")
 TARGETS = [INDICES.target({"inds_cd": code}) for code in ("001", "101")]
 FIELDS = [field.name for table, fields in TARGETS[0].tables() for field in fields]
-CHANGES = "test:{ka20003}:changes"
 NOW_MS = 1_795_330_635_454
 
 who = st.integers(0, 1)
@@ -45,59 +50,18 @@ def made(sector: int, epoch: int, before: int, *, rows: list[str], gone: list[st
     return Commit(TARGETS[sector], epoch, before, version, drafts, clear, set_rows, tuple(gone), state_of(known), known)
 
 
-async def outcome(call: Awaitable[Any]) -> object:
-    """What an operation says, or how it fails."""
-    try:
-        return await call
-    except (Fenced, Stale, UnfitStore) as error:
-        return type(error).__name__, str(error), vars(error)
-
-
-class BothServers(RuleBasedStateMachine):
-    """Two pollers on a real server, and their twins on a model server."""
+class Servers(GroupRules):
+    """Two pollers and two groups of consumers on a real server, and their twins on the model and on fakeredis."""
 
     def __init__(self, url: str) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.real: Any = self.ask(self._connected(url))
-        self.clock_ms = 0
-        self.model = ModelServer(lambda: self.clock_ms)
-        self.model.run_id = self.ask(self.real.info("server"))["run_id"]
-        self.twins: list[tuple[Store, Store]] = []
-        for nonce in ("one", "other"):
-            store = Store(self.real, "test")
-            store.nonce = nonce
-            self.twins.append((store, ModelStore(ModelRedis(self.model), "test", nonce)))
+        super().__init__(url)
         self.last: list[Commit | None] = [None, None]
-        self.groups = 0
-
-    async def _connected(self, url: str) -> object:
-        client = connect(url)
-        await client.flushall()
-        return client
-
-    def ask(self, call: Awaitable[Any]) -> Any:
-        async def await_it() -> Any:
-            return await call
-
-        return self.runner.run(await_it())
 
     def both(self, poller: int, call: Callable[[Store], Awaitable[Any]]) -> Any:
-        """The same on both servers, with the same result; the model's clock shows the real server's time."""
-        real_store, model_store = self.twins[poller]
-        real = self.ask(outcome(call(real_store)))
-        self.clock_ms = self.ask(self._moment_ms())
-        assert real == self.ask(outcome(call(model_store)))
-        return real
-
-    async def _moment_ms(self) -> int:
-        """When the newest entry was added, or now, so that ids are equal and leases live as long."""
-        seconds, micros = await self.real.time()
-        newest = await self.real.xrevrange(CHANGES, count=1) if await self.real.type(CHANGES) == "stream" else []
-        stream = self.model.keys.get(CHANGES)
-        seen = stream.last if isinstance(stream, Stream) else (0, 0)
-        added = tuple(map(int, newest[0][0].split("-"))) if newest else seen
-        return int(added[0] if added > seen else seconds * 1000 + micros // 1000)
+        """The same by a poller's store everywhere, with the same result; but one that is refused would wait long."""
+        if self.model.refuses is REPLICA:
+            return None
+        return self.same(lambda one: call(one.stores[poller]))
 
     @initialize()
     def somebody_leads(self) -> None:
@@ -107,7 +71,7 @@ class BothServers(RuleBasedStateMachine):
     def leader(self) -> int:
         """Whose fence the TR holds, as far as it is one of ours."""
         fence = self.model.hash("test:{ka20003}:meta").get("fence")
-        return int(str(self.twins[1][1].lead) == fence)
+        return int(str(self.twin.stores[1].lead) == fence)
 
     @rule(poller=who, later_ms=st.integers(-5_000, 5_000))
     def take_the_lead(self, poller: int, later_ms: int) -> None:
@@ -127,8 +91,7 @@ class BothServers(RuleBasedStateMachine):
     @rule()
     def the_lease_runs_out(self) -> None:
         """So that the test need not wait for it; that it does so by itself in the model is another test."""
-        self.ask(self.real.delete("test:leader"))
-        self.model.delete("test:leader")
+        self.same(lambda one: one.redis.delete("test:leader"))
 
     @rule(poller=who, later_ms=st.integers(-5_000, 5_000))
     def begin_an_epoch(self, poller: int, later_ms: int) -> None:
@@ -166,7 +129,7 @@ class BothServers(RuleBasedStateMachine):
         poller = self.leader ^ follows
         state = self.model.hash(f"test:{{ka20003}}:state:{TARGETS[sector].query}")
         before = max(0, int(state.get("version", "0")) - behind)
-        epoch = self.twins[poller][0].epochs.get("ka20003", 0) + epoch_off
+        epoch = self.real.stores[poller].epochs.get("ka20003", 0) + epoch_off
         commit = made(sector, epoch, before, rows=rows, gone=gone, clear=clear, mark=mark)
         self.last[poller] = commit
         self.both(poller, lambda store: store.commit(commit, {"last_error": mark}))
@@ -180,7 +143,7 @@ class BothServers(RuleBasedStateMachine):
     )
     def commit_as_leader(self, sector: int, behind: int, rows: list[str], mark: str, clear: bool) -> None:
         """So that most examples have entries; `behind` is another commit of a version that is there."""
-        if self.model.hash("test:{ka20003}:meta").get("fence") != str(self.twins[self.leader][1].lead):
+        if self.model.hash("test:{ka20003}:meta").get("fence") != str(self.twin.stores[self.leader].lead):
             self.take_the_lead(0, 0)
         self.commit(follows=0, sector=sector, behind=behind, epoch_off=0, rows=rows, gone=[], clear=clear, mark=mark)
 
@@ -200,31 +163,30 @@ class BothServers(RuleBasedStateMachine):
     def load(self, poller: int, sector: int) -> None:
         self.both(poller, lambda store: store.load(TARGETS[sector]))
 
-    @rule(given_out=st.integers(0, 4), acknowledged=st.sets(st.integers(0, 3)))
-    def a_group_reads(self, given_out: int, acknowledged: set[int]) -> None:
+    @rule(group=groups, given_out=st.integers(1, 4), acknowledged=st.sets(st.integers(0, 3)))
+    def a_group_reads(self, group: str, given_out: int, acknowledged: set[int]) -> None:
         """What it was not given and what it has not acknowledged outlives the trimming that follows."""
-        stream = self.model.keys.get(CHANGES)
-        if not isinstance(stream, Stream):
-            return
-        self.groups += 1
-        given = stream.ids[:given_out]
+        read = self.same(lambda one: one.redis.xreadgroup(group, "c", {CHANGES: ">"}, count=given_out))
+        given = [entry_id for entry_id, _ in read[0][1]] if isinstance(read, list) and read else []
         done = [entry_id for place, entry_id in enumerate(given) if place in acknowledged]
-        pending = [entry_id for entry_id in given if entry_id not in done]
-        stream.groups[str(self.groups)] = Group(given[-1] if given else (0, 0), pending)
-        self.ask(self.real.xgroup_create(CHANGES, str(self.groups), "0"))
-        if given:
-            self.ask(self.real.xreadgroup(str(self.groups), "c", {CHANGES: ">"}, count=len(given)))
         if done:
-            self.ask(self.real.xack(CHANGES, str(self.groups), *(f"{ms}-{number}" for ms, number in done)))
+            self.same(lambda one: one.redis.xack(CHANGES, group, *done))
         self.trim(0, 1.0)
 
-    @rule()
-    def the_groups_are_done(self) -> None:
-        stream = self.model.keys.get(CHANGES)
-        for name in stream.groups if isinstance(stream, Stream) else ():
-            self.ask(self.real.xgroup_destroy(CHANGES, name))
-        if isinstance(stream, Stream):
-            stream.groups.clear()
+    @rule(how=st.sampled_from(["read", "destroyed"]))
+    def the_groups_are_done(self, how: str) -> None:
+        for group in GROUPS:
+            self._is_done(group, how)
+        self.trim(0, 1.0)
+
+    def _is_done(self, group: str, how: str) -> None:
+        if how == "destroyed":
+            self.same(lambda one: one.redis.xgroup_destroy(CHANGES, group))
+            return
+        self.same(lambda one: one.redis.xreadgroup(group, "c", {CHANGES: ">"}))
+        pending = list(map(shown, self.model.stream(CHANGES).groups.get(group, Group()).pending))
+        if pending:
+            self.same(lambda one: one.redis.xack(CHANGES, group, *pending))
 
     @rule(place=st.integers(0, 9), share=st.sampled_from([1.0, 1.0, 0.5]))
     def trim(self, place: int, share: float) -> None:
@@ -232,10 +194,15 @@ class BothServers(RuleBasedStateMachine):
         ids = stream.ids if isinstance(stream, Stream) else []
         keep_from_ms = ids[-1 - min(place, len(ids) - 1)][0] + 1 if ids else NOW_MS
 
-        async def removed(store: Store) -> int:
-            return (await store.trim(INDICES, keep_from_ms, share))[0]
+        async def removed(one: Party) -> int:
+            return (await one.stores[0].trim(INDICES, keep_from_ms, share))[0]
 
-        self.both(0, removed)
+        async def trimmed_as_the_model(one: Party) -> None:
+            if isinstance(self.model.keys.get(CHANGES), Stream):
+                await one.redis.xtrim(CHANGES, maxlen=self.model.xlen(CHANGES), approximate=False)
+
+        if self.model.refuses is not REPLICA:
+            self.same(removed, fake=trimmed_as_the_model)
 
     @rule(script=st.sampled_from([LET_GO, SWAP]), failed=st.sampled_from(["", "1", "2"]), token=st.sampled_from("12"))
     def a_token_is_stored_or_its_lock_let_go(self, script: str, failed: str, token: str) -> None:
@@ -243,53 +210,36 @@ class BothServers(RuleBasedStateMachine):
         key, arguments = "test:token:x", [failed, token, "ends", "", "600"]
         if script == LET_GO:
             key, arguments = "test:token:x:lock", [token]
-            self.model.set(key, failed, px=600_000)
-            self.ask(self.real.set(key, failed, px=600_000))
-        twins = (self.real, ModelRedis(self.model))
-        one, other = (self.ask(client.register_script(script)(keys=[key], args=arguments)) for client in twins)
-        assert one == other
+            self.same(lambda one: one.redis.set(key, failed, px=600_000))
+        self.same(lambda one: one.redis.register_script(script)(keys=[key], args=arguments))
 
     @rule(part=st.sampled_from(["meta", "changes", "snapshot:inds_cd=001", "state:inds_cd=001"]), poller=who)
     def a_key_of_another_type_is_in_the_way(self, part: str, poller: int) -> None:
         key = f"test:{{ka20003}}:{part}"
         if key in self.model.keys:
             return
-        self.ask(self.real.set(key, "not ours"))
-        self.model.set(key, "not ours")
+        self.same(lambda one: one.redis.set(key, "not ours"))
         commit = made(0, 1, 0, rows=["indices/001"], gone=[], clear=False, mark="1")
         self.both(poller, lambda store: store.commit(commit, {}))
         self.both(poller, lambda store: store.begin_epoch(INDICES, NOW_MS))
-        self.ask(self.real.delete(key))
-        self.model.delete(key)
-
-    @invariant()
-    def both_hold_the_same(self) -> None:
-        assert self.ask(self._stored()) == {key: _plain(value) for key, value in self.model.keys.items()}
-
-    async def _stored(self) -> dict[str, object]:
-        readers = {"hash": self.real.hgetall, "stream": self.real.xrange, "string": self.real.get}
-        keys = await self.real.keys("test:*")
-        return {key: await readers[await self.real.type(key)](key) for key in keys}
-
-    def teardown(self) -> None:
-        self.ask(self.real.aclose())
-        self.runner.close()
+        self.same(lambda one: one.redis.delete(key))
 
 
-def _plain(value: object) -> object:
-    """A value as a client reads it."""
-    if isinstance(value, Stream):
-        ids = [f"{ms}-{number}" for ms, number in value.ids]
-        return list(zip(ids, value.entries, strict=True))
-    return value
+Record = Callable[[str, object], None]
 
 
-def hold_together(kind: Literal["valkey", "redis"], directory: Path, examples: int, say: Callable[[str], None]) -> None:
-    """Run the machine on a server of that kind."""
-    with RealServer(directory, kind=kind) as server:
-        say(f"the model was held against {server.binary}")
+def hold_together(kind: Literal["valkey", "redis"], directory: Path, examples: int, record: Record) -> None:
+    """Run the machine on a server of that kind. What was compared, or why not, is printed when the tests are over."""
+    try:
+        server = RealServer(directory, kind=kind)
+    except pytest.skip.Exception as skipped:
+        record("no engine", str(skipped))
+        raise
+    with server:
+        for engine in (f"{_version(server)} ({server.binary})", "model", f"fakeredis {fakeredis.__version__}"):
+            record("engine", engine)
         run_state_machine_as_test(
-            cast("type[BothServers]", lambda: BothServers(server.url)),
+            cast("type[Servers]", lambda: Servers(server.url)),
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=40,
@@ -301,20 +251,27 @@ def hold_together(kind: Literal["valkey", "redis"], directory: Path, examples: i
         )
 
 
+def _version(server: RealServer) -> str:
+    facts: Any = client(server.url).info("server")
+    name = facts.get("server_name", "redis")
+    return f"{name} {facts.get(f'{name}_version')}"
+
+
+@pytest.mark.timeout(600)  # of which a failure takes most, until it is the shortest one
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_the_model_does_what_a_real_server_does(
-    kind: Literal["valkey", "redis"], tmp_path: Path, record_property: Callable[[str, object], None]
+    kind: Literal["valkey", "redis"], tmp_path: Path, record_property: Record
 ):
-    hold_together(kind, tmp_path, 100, lambda text: record_property("engine", text))
+    hold_together(kind, tmp_path, 80, record_property)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_the_model_does_what_a_real_server_does_over_thousands_of_runs(
-    kind: Literal["valkey", "redis"], tmp_path: Path, record_property: Callable[[str, object], None]
+    kind: Literal["valkey", "redis"], tmp_path: Path, record_property: Record
 ):
-    hold_together(kind, tmp_path, 3_000, lambda text: record_property("engine", text))
+    hold_together(kind, tmp_path, 3_000, record_property)
 
 
 # --- what needs a clock or trouble, which a real server does not give on demand
@@ -367,6 +324,88 @@ def test_a_server_that_stays_away_is_a_store_that_is_down():
     store = ModelStore(ModelRedis(ModelServer(lambda: 0), trouble), "test", "one")
     with pytest.raises(StoreDown, match="before hmget"):
         run(store.take_lead((INDICES,), NOW_MS))
+
+
+def test_a_reader_waits_in_virtual_time_and_who_came_first_is_served_first():
+    async def two_wait_and_one_entry_comes() -> tuple[object, object, float]:
+        redis = ModelRedis(ModelServer(lambda: NOW_MS))
+        await redis.xgroup_create("s", "g", "0", mkstream=True)
+        waiting = [asyncio.create_task(redis.xreadgroup("g", name, {"s": ">"}, block=2_000)) for name in ("a", "b")]
+        await asyncio.sleep(1.5)
+        await redis.xadd("s", {"x": 1})
+        first, other = await asyncio.gather(*waiting)
+        return first, other, asyncio.get_running_loop().time()
+
+    assert run(two_wait_and_one_entry_comes()) == ([["s", [(f"{NOW_MS}-0", {"x": "1"})]]], [], 2.0)
+
+
+def test_a_server_that_starts_again_has_what_was_saved_and_neither_scripts_nor_connections():
+    async def saved_and_restored() -> tuple[list[str], object]:
+        server, told = ModelServer(lambda: NOW_MS), list[str]()
+        redis = ModelRedis(server)
+        await redis.xgroup_create("s", "g", "0", mkstream=True)
+        await redis.xadd("s", {"x": 1})
+        await redis.xreadgroup("g", "a", {"s": ">"})
+        saved = server.copy()
+        await redis.xack("s", "g", f"{NOW_MS}-0")
+        await redis.xadd("s", {"x": 2})
+        await redis.xreadgroup("g", "a", {"s": ">"})
+        waiting = asyncio.create_task(redis.xreadgroup("g", "b", {"s": ">"}, block=2_000))
+        await asyncio.sleep(1)
+        server.restore(saved)
+        with pytest.raises(RedisConnectionError):
+            await waiting
+        redis.trouble = told.append
+        await redis.register_script(LET_GO)(keys=["lock"], args=["mine"])
+        return told, (server.xlen("s"), server.xpending("s", "g")["pending"])
+
+    asked_twice = ["before let_go", "after let_go", "before script_load", "after script_load"]
+    assert run(saved_and_restored()) == ([*asked_twice, *asked_twice[:2]], (1, 1))
+
+
+@pytest.mark.parametrize(("moment", "done"), [("before pipeline", 0), ("before set", 1), ("after set", 2)])
+def test_a_pipeline_that_is_no_transaction_may_be_cut_in_two(moment: str, done: int):
+    async def cut() -> int:
+        def trouble(told: str) -> None:
+            if told == moment:
+                raise RedisConnectionError("cut")
+
+        redis = ModelRedis(ModelServer(lambda: NOW_MS), trouble)
+        pipeline = redis.pipeline(transaction=False)
+        pipeline.rpush("list", 1)
+        pipeline.set("text", 1)
+        pipeline.delete("nothing")
+        with pytest.raises(RedisConnectionError):
+            await pipeline.execute()
+        return len(redis.server.keys)
+
+    assert run(cut()) == done
+
+
+def test_a_member_of_a_group_works_on_the_model_as_it_is():
+    async def reads(handled: list[str]) -> ModelServer:
+        redis, stop = ModelRedis(ModelServer(lambda: NOW_MS)), asyncio.Event()
+
+        async def handle(batch: Batch) -> None:
+            handled.extend(one.fields["x"] for one in batch)
+            if batch[0].fields["x"] == "bad":
+                raise ValueError("bad")
+
+        member = Membership(cast("Redis", redis), "test", "ka20003", "g", "one")
+        working = asyncio.create_task(member.consume(handle, stop))
+        for text in ("1", "bad", "2"):
+            await redis.xadd(CHANGES, {"x": text})
+            await asyncio.sleep(5)
+        stop.set()
+        await working
+        return redis.server
+
+    handled: list[str] = []
+    server = run(reads(handled))
+
+    assert handled == ["1", *["bad"] * MAX_HANDED_OUT, "2"]
+    assert [fields["x"] for fields in server.entries("test:{ka20003}:parked:g")] == ["bad"]
+    assert server.xpending(CHANGES, "g")["pending"] == 0
 
 
 def test_an_entry_of_the_model_is_an_entry_of_the_contract():

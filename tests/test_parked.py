@@ -12,7 +12,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from consumers.group import MAX_HANDED_OUT, STACK_BYTES, Batch, LeaseLost, NotTheEntry, stack_of
+from consumers.blame import STACK_BYTES, stack_of
+from consumers.group import MAX_HANDED_OUT, Batch, LeaseLost, NotTheEntry
 from consumers.parked import Parked, ParkedError, ParkingLot
 from sectorwire import main
 from tests.dying_group import DIED
@@ -194,28 +195,64 @@ async def publish_on(redis: Redis, tr: str, count: int) -> None:
         await redis.rename(STREAM, f"test:{{{tr}}}:changes")
 
 
-async def run_until_it_ends(url: str, seconds: float, slow_s: float, *fatal: int) -> int:
+async def run_until_it_ends(url: str, seconds: float, slow_s: float, *fatal: int, name: str = "one") -> int:
     """Start the process once; how it ended."""
-    words = [sys.executable, "-m", "tests.dying_group", url, str(seconds), str(slow_s), *map(str, fatal)]
+    words = [sys.executable, "-m", "tests.dying_group", url, name, str(seconds), str(slow_s), *map(str, fatal)]
     process = await asyncio.create_subprocess_exec(*words, cwd=Path(__file__).parents[1])
     async with asyncio.timeout(30):
         return await process.wait()
 
 
-async def test_an_entry_that_kills_its_process_is_parked_and_no_neighbour_is(redis: Redis, real_server: RealServer):
+async def supervised(url: str, *, name: str = "one") -> int:
+    """Start the process again whenever it has died, as systemd would; how often it died of entry 3."""
+    deaths = 0
+    while await run_until_it_ends(url, 20, 0.3, 3, name=name) == DIED:
+        deaths += 1
+    return deaths
+
+
+async def test_an_entry_that_kills_its_process_is_parked_and_no_neighbour_is(
+    redis: Redis, real_server: RealServer, config: str, capsys: pytest.CaptureFixture[str]
+):
     """The other TR had an entry in hand at the first two deaths, and would at all of them if suspects took no turns."""
     await publish_on(redis, "ka10010", 5)
     await publish_on(redis, "ka20003", 4)
-    deaths = 0
-    while await run_until_it_ends(real_server.url, 20, 0.3, 3) == DIED:
-        deaths += 1
+    deaths = await supervised(real_server.url)
+
+    assert await asyncio.to_thread(main, ["parked", "list", "--json", "--config", config]) == 0
+    (parked,) = json.loads(capsys.readouterr().out)
+    assert (parked["tr"], parked["group"], parked["event_id"]) == ("ka10010", "desk", "ka20003?inds_cd=001#1.3.1")
+    assert "the process died" in parked["why"]
+    assert deaths == MAX_HANDED_OUT
+    client: Any = redis
+    assert sorted(await client.lrange("handled", 0, -1)) == ["1", "2", "4", "5"]
+    assert len(set(await client.lrange("done", 0, -1))) == 4
+
+
+@pytest.mark.soak
+async def test_an_entry_that_kills_every_member_of_a_shared_group_is_parked(redis: Redis, real_server: RealServer):
+    """Whoever takes over from the dead takes the count over as well."""
+    await publish_on(redis, "ka10010", 5)
+    await publish_on(redis, "ka20003", 4)
+    deaths = await asyncio.gather(*(supervised(real_server.url, name=f"member {n}") for n in range(3)))
 
     parked = await lot(redis).listed()
     assert [(one.tr, one.fields["seq"]) for one in parked] == [("ka10010", "3")]
-    assert "the process died" in parked[0].why
-    assert deaths == MAX_HANDED_OUT
+    assert sum(deaths) == MAX_HANDED_OUT
     client: Any = redis
+    assert sorted(await client.lrange("handled", 0, -1)) == ["1", "2", "4", "5"]
     assert len(set(await client.lrange("done", 0, -1))) == 4
+
+
+async def test_an_entry_that_fails_with_every_member_of_a_shared_group_is_parked(redis: Redis, notes: Notebook):
+    await publish(redis, *range(1, 31))
+    notes.fails_on = {7}
+    members = [member(redis, f"member {n}", alone=False) for n in range(3)]
+    async with consuming(members[0], notes), consuming(members[1], notes), consuming(members[2], notes):
+        await until(lambda: sorted(notes.seen) == [n for n in range(1, 31) if n != 7])
+
+    (one,) = await lot(redis).listed()
+    assert (one.fields["seq"], notes.tries[7]) == ("7", MAX_HANDED_OUT)
 
 
 async def test_ten_deaths_without_a_bad_entry_park_nothing(redis: Redis, real_server: RealServer):

@@ -228,7 +228,7 @@ def test_a_standby_takes_the_new_plan_over_with_the_lead():
 
 def test_a_report_of_a_newer_program_is_refused_and_the_old_plan_goes_on():
     async def scenario(world: World, poller: Poller) -> None:
-        world.server.hset("world:{ka10010}:meta", {"revision": "99"})
+        world.server.hset("world:{ka10010}:meta", mapping={"revision": "99"})
         with pytest.raises(UnfitStore, match="upgrade"):
             await poller.replan([SAMSUNG])
         await world.until(minutes(3))
@@ -243,7 +243,7 @@ def test_a_report_that_was_led_with_a_higher_token_makes_the_poller_take_the_lea
     """A token only grows, and a new report may have seen a higher one under another plan."""
 
     async def scenario(world: World, poller: Poller) -> None:
-        world.server.hset("world:{ka10010}:meta", {"fence": "99:another"})
+        world.server.hset("world:{ka10010}:meta", mapping={"fence": "99:another"})
         await poller.replan([KOSPI, SAMSUNG])
         await world.until(minutes(3))
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 from rich.console import Console
+from structlog.testing import capture_logs
 
 from poller.catalogue import tr_named
 from poller.commit import iso
 from poller.contract import dumps
 from poller.grid import Job, Timing
+from poller.poll import Watched
 from poller.session import Calendar
 from poller.status import Status, read_status, table
-from tests.conftest import MONDAY_NOON
+from tests.conftest import MONDAY_NOON, HandClock, desk_for
 
 JOB = Job(tr_named("ka20003").target({"inds_cd": "001"}), 10.0)
 ALWAYS = Timing(Calendar(), None)
@@ -110,3 +114,65 @@ async def test_what_the_data_itself_contradicts_is_shown_until_it_is_mended(fake
 
     assert "closed_days = [2026-11-23]" in screen.getvalue()
     assert (found.targets[0].as_json()["finding"], found.targets[0].as_json()["suspect"]) == (finding, {"breadth": 2})
+
+
+async def test_entries_that_the_server_lost_are_told_for_a_day_and_are_not_unwell(fake_redis: Redis):
+    """The reset that follows mends it; who wonders about two histories in the archive finds the reason here."""
+    earlier = iso(MONDAY_NOON - timedelta(hours=2))
+    await seen(fake_redis, 5)
+    marks: dict[Any, Any] = {
+        "archive": dumps({"at": earlier, "had": "9-0", "has": "7-0", "lost": 4, "ranges": [[1, 12, 15]]}),
+        "poller": dumps({"at": iso(MONDAY_NOON - timedelta(hours=3)), "had": "version 9", "has": "version 7"}),
+        "alert": dumps({"at": iso(MONDAY_NOON - timedelta(hours=25)), "had": "5-0", "has": "4-0"}),
+    }
+    await fake_redis.hset("test:{ka20003}:forks", mapping=marks)
+    found = await status_of(fake_redis)
+    screen = StringIO()
+    Console(file=screen, width=250).print(table(found, MONDAY_NOON))
+
+    assert found.verdict() == "well: 1 targets fresh"
+    assert [(fork["role"], fork["lost"]) for fork in found.as_json()["forks"]] == [("poller", None), ("archive", 4)]
+    assert found.as_json()["forks"][1]["ranges"] == [{"epoch": 1, "first_seq": 12, "last_seq": 15}]
+    shown = " ".join(screen.getvalue().split())
+    saw = "ka20003: the server had lost entries, archive saw at 2026-11-23 10:00:00+09:00 (had 9-0, has 7-0); 4 entries"
+    assert saw in shown
+    assert "-> nothing: it keeps both histories, `sectorwire archive verify` proves it" in shown
+
+
+async def rolled_back(redis: Redis, path: Path, *sectors: str) -> None:
+    """A poller that had seen version 9 of these targets confirmed finds them gone."""
+    async with desk_for(redis, lambda request: httpx.Response(500), HandClock(), path) as desk:
+        assert await desk.store.take_lead((JOB.target.tr,), 1) == 0
+        for sector in sectors:
+            watched = Watched(Job(JOB.target.tr.target({"inds_cd": sector}), 10.0), desk)
+            watched._committed_version = 9
+            assert (await watched.load()).rolled_back
+        await desk.store.give_up_lead()
+
+
+async def test_what_the_server_lost_is_marked_once_for_all_targets_of_a_report(redis: Redis, tmp_path: Path):
+    """Each finds out at its next poll, which may be an hour later; the first to do so tells the time."""
+    await rolled_back(redis, tmp_path, "001", "101")
+    (fork,) = (await status_of(redis)).forks
+
+    assert (fork.role, fork.had, fork.has) == ("poller", "version 9", "version 0 of ka20003?inds_cd=001")
+    assert fork.at == MONDAY_NOON
+
+
+async def test_a_later_loss_replaces_the_mark_of_the_one_before(redis: Redis, tmp_path: Path):
+    """Which server it was, the mark says: one that was started again is another."""
+    before = dumps({"at": iso(MONDAY_NOON), "server": "another", "had": "version 3", "has": "version 2"})
+    client: Any = redis
+    await client.hset("test:{ka20003}:forks", "poller", before)
+    await rolled_back(redis, tmp_path, "101")
+    (fork,) = (await status_of(redis)).forks
+
+    assert fork.has == "version 0 of ka20003?inds_cd=101"
+
+
+async def test_a_mark_that_cannot_be_written_stops_no_poll(redis: Redis, tmp_path: Path):
+    await redis.set("test:{ka20003}:forks", "somebody else's")
+    with capture_logs() as logs:
+        await rolled_back(redis, tmp_path, "001")
+
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["store.rolled_back", "note.failed"]

@@ -29,6 +29,7 @@ from structlog.testing import capture_logs
 from poller.broker import Broker
 from poller.budget import Limit
 from poller.catalogue import CATALOGUE, tr_named
+from poller.clock import Clock
 from poller.contract import Entry, Keys, decode
 from poller.gate import Gates
 from poller.grid import Job, Timing
@@ -69,12 +70,17 @@ class Issued:
 
 
 class Process:
-    """One poller process, which may be stopped, killed and started again. `trouble` is the way to its server."""
+    """One poller process, which may be stopped, killed and started again.
+
+    `trouble` is the way to its server, and `clock` its own, which may be set to another time.
+    """
 
     def __init__(self, world: World, number: int) -> None:
         self._world, self._number, self._starts = world, number, 0
         self._stop, self._running = asyncio.Event(), cast("asyncio.Task[None] | None", None)
         self.trouble: Callable[[str], None] = no_trouble
+        self.clock = VirtualClock(world.clock.start, world._loop)
+        self.redis: ModelRedis | None = None
         self.poller: Poller | None = None
 
     def _on_the_way(self, moment: str) -> None:
@@ -103,9 +109,9 @@ class Process:
 
     async def _run(self, nonce: str) -> None:
         world = self._world
-        redis = ModelRedis(world.server, self._on_the_way)
-        async with world.broker(nonce, redis, world.limits) as broker:
-            desk = Desk(broker, ModelStore(redis, PREFIX, nonce), world.timing, world.clock, world.quarantine)
+        self.redis = redis = ModelRedis(world.server, self._on_the_way)
+        async with world.broker(nonce, redis, world.limits, self.clock) as broker:
+            desk = Desk(broker, ModelStore(redis, PREFIX, nonce), world.timing, self.clock, world.quarantine)
             self.poller = Poller(world.jobs, desk, world.upkeep, random.Random(f"{world.seed} {nonce}"))
             await self.poller.run(self._stop)
 
@@ -130,6 +136,7 @@ class World:
         upkeep: Upkeep = KEEP_ALL,
         mock: bool = False,
         kind: type[Simulator] = Simulator,
+        server: type[ModelServer] = ModelServer,
     ) -> None:
         self.seed, self.limits, self.upkeep = seed, limits, upkeep
         self.jobs = [Job(tr_named(tr).target(values), every_s, 1, off_hours_s) for tr, values, every_s in plan]
@@ -137,7 +144,7 @@ class World:
         self.timing = Timing(self.calendar, self.calendar if sessions == "market" else None)
         self._loop = VirtualLoop()
         self.clock = VirtualClock(start, self._loop)
-        self.server = ModelServer(lambda: int(self.clock.now().timestamp() * 1000))
+        self.server = server(lambda: int(self.clock.now().timestamp() * 1000))
         self.ledger = MemoryLedger()
         self.quarantine = Quarantine(Path())
         self.away = Away()
@@ -163,16 +170,16 @@ class World:
 
     # --- who asks
 
-    def broker(self, sender: str, redis: ModelRedis, limits: Mapping[str, Limit]) -> Broker:
+    def broker(self, sender: str, redis: ModelRedis, limits: Mapping[str, Limit], clock: Clock | None = None) -> Broker:
         """A way to the broker under the one app key, with a budget of its own; what it sends stands in `sent`."""
         return Broker(
             "http://broker",
             SecretStr("world-app-key"),
             SecretStr("world-secret-key"),
-            gates=Gates(limits, self.clock),
+            gates=Gates(limits, clock or self.clock),
             redis=cast("Redis", redis),
             prefix=PREFIX,
-            clock=self.clock,
+            clock=clock or self.clock,
             transport=Sender(self.transport, lambda api_id: self._note(sender, api_id)),
         )
 

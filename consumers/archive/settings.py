@@ -22,4 +22,4 @@ class ArchiveSettings(BaseModel):
 
     path: Path
     flush: Annotated[float, BeforeValidator(_pause_s), Field(ge=0, le=5)] = 5.0
-    """The pause between two commits; longer ones would outlast the group's lease."""
+    """The pause between two commits; what is new is archived at once, and what follows waits so long at most."""

@@ -570,7 +570,8 @@ async def _answer(questions: ModuleType, args: argparse.Namespace, settings: Set
         case "verify":
             async with open_bus(settings) as bus:
                 findings = await questions.verify(bus.redis, settings.bus.prefix, where, described())
-            print("\n".join(findings) or "well: archive, streams and snapshots agree")
+            losses = questions.known_losses(where, settings.bus.prefix, described())
+            print("\n".join([*losses, *(findings or ["well: archive, streams and snapshots agree"])]))
             return 1 if findings else 0
     return 0
 

@@ -304,12 +304,13 @@ def _check_attributes(entry: Entry, tr: str) -> None:
         assert entry.subject == f"{data['table']}/{data['key']}", f"{told['id']} has the subject {entry.subject}"
 
 
-def fold(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
+def fold(entries: Iterable[Entry], targets: dict[str, dict[str, str]] | None = None) -> dict[str, dict[str, str]]:
     """Replay a stream over `type` and `data`: target, then `table/key`, then the text of the row.
 
-    What each entry says of the row before it has to be what the entries before it said.
+    What each entry says of the row before it has to be what the entries before it said; `targets` is what those came
+    to, and goes on from there.
     """
-    targets: dict[str, dict[str, str]] = {}
+    targets = {} if targets is None else targets
     for entry in entries:
         rows = targets.setdefault(entry.target, {})
         where, kind = f"{entry.fields['id']} {entry.subject}", entry.type.removeprefix("row.")

@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from consumers.alert import decide
 from consumers.alert.decide import AlertRole, Decider
@@ -83,6 +84,15 @@ def delivery(number: int, pct: object, key: str = "001") -> Delivery:
     """The same, as the group hands it over."""
     sent = fields(number, pct, key)
     return Delivery(TR, f"{number}-0", sent, decode(sent))
+
+
+async def handed(decider: Decider, batch: Batch) -> None:
+    """Let a decider handle entries that are in its stream, as all are that a group hands over."""
+    redis, changes = decider._redis, decider._keys[2]
+    for one in batch:
+        with suppress(ResponseError):  # it is there
+            await redis.xadd(changes, one.fields, id=one.stream_id)
+    await decider.handle(batch)
 
 
 async def publish(redis: Redis, *pcts: object, first: int = 1) -> None:
@@ -167,10 +177,10 @@ async def test_a_batch_that_comes_again_decides_nothing_twice(redis: Redis):
     """The effect was written, the acknowledgement lost: to this process, and to the one that follows it."""
     batch = [delivery(1, -3), delivery(2, 0), delivery(3, -3)]
     decider = Decider(redis, "test", TR, rules())
-    await decider.handle(batch)
+    await handed(decider, batch)
     before = await alerts(redis)
-    await decider.handle(batch)
-    await Decider(redis, "test", TR, rules()).handle([*batch, delivery(4, -5)])
+    await handed(decider, batch)
+    await handed(Decider(redis, "test", TR, rules()), [*batch, delivery(4, -5)])
 
     assert [state for state, _ in before] == ["firing", "resolved", "firing"]
     assert await alerts(redis) == before
@@ -186,22 +196,51 @@ async def test_an_answer_lost_on_its_way_back_is_recognised(redis: Redis, monkey
 
     monkeypatch.setattr(decider, "_write", written_but_unheard)
     with pytest.raises(ConnectionError):
-        await decider.handle([delivery(1, -3)])
+        await handed(decider, [delivery(1, -3)])
     monkeypatch.setattr(decider, "_write", write)
-    await decider.handle([delivery(1, -3)])
-    await decider.handle([delivery(2, 0)])
+    await handed(decider, [delivery(1, -3)])
+    await handed(decider, [delivery(2, 0)])
 
     assert await states(redis) == ["firing", "resolved"]
+
+
+async def test_what_the_server_lost_before_it_was_decided_on_is_decided_nowhere(redis: Redis):
+    """The client has made another connection without a word; what it had read is gone, or another stands there."""
+    decider, client = Decider(redis, "test", TR, rules()), cast("Any", redis)
+    await handed(decider, [delivery(1, 0)])
+
+    with pytest.raises(LeaseLost, match="lost what was read"):
+        await decider.handle([delivery(2, -3)])
+    await client.xadd(CHANGES, {"id": "another"}, id="2-0")
+    with pytest.raises(LeaseLost, match="lost what was read"):
+        await decider.handle([delivery(2, -3)])
+
+    assert await states(redis) == []
+    assert await client.hget(ALERTING, "position") == "1-0"
+
+
+@pytest.mark.parametrize("gone", ["trimmed", "deleted"])
+async def test_what_was_removed_from_the_stream_meanwhile_is_decided_on(redis: Redis, gone: str):
+    """Somebody did that on purpose, and it was published: that is no loss."""
+    client: Any = redis
+    await publish(redis, 0, -3, 0)
+    if gone == "trimmed":
+        await client.xtrim(CHANGES, minid="3-0", approximate=False)
+    else:
+        await client.xdel(CHANGES, "2-0")
+    await Decider(redis, "test", TR, rules()).handle([delivery(1, 0), delivery(2, -3)])
+
+    assert await states(redis) == ["firing"]
 
 
 async def test_a_rival_cannot_write_over_newer_state(redis: Redis):
     """A member that lost its lease in mid-batch still has the state of before in its hands."""
     slow, quick = Decider(redis, "test", TR, rules()), Decider(redis, "test", TR, rules())
-    await slow.handle([delivery(1, 0)])
-    await quick.handle([delivery(2, -3)])
-    await slow.handle([delivery(2, -3)])
-    await quick.handle([delivery(3, 0)])
-    await slow.handle([delivery(3, 0), delivery(4, -3)])
+    await handed(slow, [delivery(1, 0)])
+    await handed(quick, [delivery(2, -3)])
+    await handed(slow, [delivery(2, -3)])
+    await handed(quick, [delivery(3, 0)])
+    await handed(slow, [delivery(3, 0), delivery(4, -3)])
 
     assert await states(redis) == ["firing", "resolved", "firing"]
 
@@ -210,7 +249,7 @@ async def test_two_that_write_at_the_same_time_write_one_after_the_other(redis: 
     both = [Decider(redis, "test", TR, rules()) for _ in range(2)]
     batches = [[delivery(n, -3 if n % 2 else 0)] for n in range(1, 31)]
     for batch in batches:
-        await asyncio.gather(*(one.handle(batch) for one in both))
+        await asyncio.gather(*(handed(one, batch) for one in both))
 
     assert await states(redis) == ["firing", "resolved"] * 15
     assert sum(one.decided for one in both) == 30
@@ -227,7 +266,7 @@ async def test_who_is_overtaken_again_and_again_leaves_it_to_the_other(redis: Re
 
     monkeypatch.setattr(decider, "_write", overtaken)
     with pytest.raises(LeaseLost):
-        await decider.handle([delivery(1, -3)])
+        await handed(decider, [delivery(1, -3)])
     assert await states(redis) == []
 
 
@@ -261,9 +300,7 @@ async def test_a_timer_runs_out_without_entries(redis: Redis):
 
 
 async def test_a_timer_survives_its_process_and_needs_no_entry(redis: Redis):
-    await Decider(redis, "test", TR, rules(**FOR_30_S)).handle([delivery(1, -3)])
-    client: Any = redis
-    await client.xadd(CHANGES, {"any": "thing"}, id="1-0")
+    await handed(Decider(redis, "test", TR, rules(**FOR_30_S)), [delivery(1, -3)])
     follower = Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100))
     await follower.tick()
     await follower.tick()
@@ -276,11 +313,11 @@ async def test_a_timer_waits_for_news_that_nobody_has_looked_at(redis: Redis):
     patient = rules(**FOR_30_S)
     decider = Decider(redis, "test", TR, patient, now=at(100))
     await publish(redis, -3, 0)
-    await decider.handle([delivery(1, -3)])
+    await handed(decider, [delivery(1, -3)])
     await decider.tick()
     assert await states(redis) == []
 
-    await decider.handle([delivery(2, 0)])
+    await handed(decider, [delivery(2, 0)])
     await decider.tick()
     assert await states(redis) == []
 
@@ -288,7 +325,7 @@ async def test_a_timer_waits_for_news_that_nobody_has_looked_at(redis: Redis):
 async def test_two_that_run_one_timer_decide_once(redis: Redis):
     await publish(redis, -3)
     both = [Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100)) for _ in range(2)]
-    await both[0].handle([delivery(1, -3)])
+    await handed(both[0], [delivery(1, -3)])
     await asyncio.gather(*(one.tick() for one in both))
     await both[1].tick()
 
@@ -296,11 +333,11 @@ async def test_two_that_run_one_timer_decide_once(redis: Redis):
 
 
 async def test_an_edited_condition_ends_what_fired_under_the_old_one(redis: Redis):
-    await Decider(redis, "test", TR, rules()).handle([delivery(1, -3)])
-    await Decider(redis, "test", TR, rules(title="새 이름")).handle([delivery(2, "-3.1")])
+    await handed(Decider(redis, "test", TR, rules()), [delivery(1, -3)])
+    await handed(Decider(redis, "test", TR, rules(title="새 이름")), [delivery(2, "-3.1")])
     assert await states(redis) == ["firing"]
 
-    await Decider(redis, "test", TR, rules({**FALLS, "value": -5})).handle([delivery(3, "-3.2")])
+    await handed(Decider(redis, "test", TR, rules({**FALLS, "value": -5})), [delivery(3, "-3.2")])
     client: Any = redis
     _, (_, ended) = await client.xrange(ALERTS)
     assert (ended["type"], loads(ended["data"])["reason"]) == ("sectorwire.alert.resolved", "rule_changed")
@@ -335,7 +372,7 @@ def test_any_batches_with_crashes_between_write_and_ack_decide_the_same_each_onc
         with_trouble, undisturbed = f"t{next(PREFIXES)}", f"t{next(PREFIXES)}"
         calm = Decider(redis, undisturbed, TR, some)
         for one in deliveries:
-            await calm.handle([one])
+            await handed(calm, [one])
         await crash_along(redis, with_trouble, some, deliveries)
         found = [await alerts(redis, Keys(prefix).of(TR, "alerts")) for prefix in (with_trouble, undisturbed)]
         await redis.aclose()
@@ -347,17 +384,17 @@ def test_any_batches_with_crashes_between_write_and_ack_decide_the_same_each_onc
         sizes, ends = itertools.chain(splits, itertools.repeat(2)), itertools.chain(crashes, itertools.repeat("well"))
         while left:
             size = next(sizes)
-            await active.handle(left[:size])
+            await handed(active, left[:size])
             match next(ends):
                 case "again":
-                    await active.handle(left[:size])
+                    await handed(active, left[:size])
                 case "restart":
                     active = Decider(redis, prefix, TR, some)
-                    await active.handle(left[:size])
+                    await handed(active, left[:size])
                 case "rival":
                     active, other = other, active
                     with suppress(LeaseLost):
-                        await active.handle(left[: size + 1])
+                        await handed(active, left[: size + 1])
             left = left[size:]
 
     asyncio.run(both())
@@ -366,15 +403,15 @@ def test_any_batches_with_crashes_between_write_and_ack_decide_the_same_each_onc
 async def test_what_was_parked_is_decided_on_when_it_is_handed_out_again(redis: Redis):
     """Its place in the stream was passed long ago; the position stays where it is."""
     decider = Decider(redis, "test", TR, rules(), now=at(60))
-    await decider.handle([delivery(1, 0), delivery(3, 0)])
+    await handed(decider, [delivery(1, 0), delivery(3, 0)])
     parked = replace(delivery(2, -3), redriven=True)
-    await decider.handle([parked])
+    await handed(decider, [parked])
     client: Any = redis
 
     assert await states(redis) == ["firing"]
     assert await client.hget(ALERTING, "position") == "3-0"
 
-    await decider.handle([delivery(2, -3)])
+    await handed(decider, [delivery(2, -3)])
     assert await states(redis) == ["firing"]
 
 
@@ -383,7 +420,7 @@ async def test_a_state_that_cannot_be_read_is_no_entry_s_fault(redis: Redis, sto
     fields: dict[Any, Any] = dict(stored)
     await redis.hset(ALERTING, mapping=fields)
     with pytest.raises(NotTheEntry, match=r"cannot read the state in test:\{ka20003\}:alerting, delete it"):
-        await Decider(redis, "test", TR, rules(), now=at(60)).handle([delivery(1, -3)])
+        await handed(Decider(redis, "test", TR, rules(), now=at(60)), [delivery(1, -3)])
 
 
 async def test_rules_that_cannot_go_on_are_no_entry_s_fault(redis: Redis, monkeypatch: pytest.MonkeyPatch):
@@ -392,4 +429,4 @@ async def test_rules_that_cannot_go_on_are_no_entry_s_fault(redis: Redis, monkey
 
     monkeypatch.setattr(decide, "retire", broken)
     with pytest.raises(NotTheEntry):
-        await Decider(redis, "test", TR, rules(), now=at(60)).handle([delivery(1, -3)])
+        await handed(Decider(redis, "test", TR, rules(), now=at(60)), [delivery(1, -3)])

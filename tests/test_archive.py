@@ -419,6 +419,29 @@ async def test_a_new_trading_day_merges_the_old_one(redis: Redis, store: Store, 
     assert await verify(redis, "test", path, KNOWN) == []
 
 
+def test_two_that_merge_the_same_files_double_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As all the archivers of one process do with `notices` when a day begins; Delta would let each of them commit."""
+    monkeypatch.setattr(writer, "TIDY_AFTER", 1)
+    tables = [ArchiveTable(tmp_path, INDICES, f"{STREAM}{number}", COLUMNS[INDICES]) for number in range(3)]
+    for number, table in enumerate(tables):
+        table.write([replace(line({"level": number}), identity=f"{number}")])
+    for table in tables:
+        table.tidy_if_due()
+        table.tidy_if_due()
+
+    assert sorted(frame(tmp_path)["level"].to_list()) == [0, 1, 2]
+
+
+def test_who_is_not_the_only_one_to_merge_lets_it_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer, "TIDY_AFTER", 1)
+    table = ArchiveTable(tmp_path, INDICES, STREAM, COLUMNS[INDICES])
+    table.write([line({"level": 1})])
+    with writer._alone(tmp_path / INDICES / writer.TIDYING):
+        table.tidy_if_due()
+
+    assert "OPTIMIZE" not in {action["operation"] for action in table.delta.history()}
+
+
 async def test_merging_that_fails_holds_nothing_up(
     redis: Redis, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -6,37 +6,44 @@ Every history here is a real one: a server's directory is copied, the server goe
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from consumers.alert.decide import AlertRole, Decider
+from consumers.alert.rules import Rule, iso, steps
 from consumers.archive.fork import Fork
-from consumers.archive.questions import archive_status, run_sql, verify
+from consumers.archive.questions import archive_status, known_losses, run_sql, verify
 from consumers.archive.settings import ArchiveSettings
 from consumers.archive.tables import Line, declared, packed
 from consumers.archive.writer import ArchiveRole, ArchiveTable
 from consumers.group import Batch, Delivery
+from consumers.service import Desk, roles_of
 from poller.catalogue import CATALOGUE, described
 from poller.commit import Known, decide
-from poller.contract import decode, loads
+from poller.contract import decode, dumps, loads
 from poller.store import Store, connect
+from sectorwire import main
 from tests.builders import NOON, recording, seen
 from tests.servers import RealServer
 from tests.test_alert_decide import fields, rules
 
 KNOWN = {"ka20003": described()["ka20003"]}
-STREAM, POSITION = "test:{ka20003}:changes", "test:{ka20003}:position:archive"
-ALERTS = "test:{ka20003}:alerts"
+STREAM, POSITION, FORKS = "test:{ka20003}:changes", "test:{ka20003}:position:archive", "test:{ka20003}:forks"
+ALERTS, ALERTING = "test:{ka20003}:alerts", "test:{ka20003}:alerting"
 TR = next(tr for tr in CATALOGUE if tr.code == "ka20003")
 TOLD = recording("ka20003")
 
@@ -65,10 +72,14 @@ class History:
 
     async def moves(self, times: int) -> None:
         """The first index moves so often, and each move is committed as a poller does."""
-        for _ in range(times):
+        await self.moves_to(*(3001 + self._polls + number for number in range(times)))
+
+    async def moves_to(self, *levels: int) -> None:
+        """The first index moves to these levels, one after the other."""
+        for level in levels:
             first, *others = TOLD.answer["all_inds_idex"]
             self._polls += 1
-            answer = {**TOLD.answer, "all_inds_idex": [{**first, "cur_prc": f"-{3000 + self._polls}"}, *others]}
+            answer = {**TOLD.answer, "all_inds_idex": [{**first, "cur_prc": f"-{level}"}, *others]}
             told = replace(seen(TOLD.target, answer, self._polls), epoch=self._store.epochs["ka20003"])
             commit = decide(TOLD.target, self._known, told)
             await self._store.commit(commit, {})
@@ -97,14 +108,31 @@ class History:
         shutil.copytree(self._copy, self.server.directory)
         await asyncio.to_thread(self.server.start)
 
-    async def poller_comes_back(self) -> None:
-        """What a leader does that finds an older version than it committed: another epoch, and a reset follows."""
-        self._known = replace(await self._store.load(TOLD.target), rolled_back=True)
-        await self.new_epoch()
+    async def cut(self, size: int) -> None:
+        """Lose what the server has written beyond this size of its file."""
+        await asyncio.to_thread(self.server.kill)
+        os.truncate(self.file, size)
+        await asyncio.to_thread(self.server.start)
 
-    async def clock_ahead(self) -> None:
-        """Let the ids go on from a minute ahead: who is put back to before that has a clock a minute behind."""
-        await self.client.execute_command("XSETID", STREAM, f"{round(time.time() * 1000) + 60_000}-0")
+    @property
+    def file(self) -> Path:
+        """The file to which the server appends what it does."""
+        (file,) = self.server.directory.glob("*/*.incr.aof")
+        return file
+
+    async def poller_comes_back(self, *, remembers: bool = True) -> None:
+        """What a leader does that finds an older version than it committed: another epoch, and a reset follows.
+
+        One that was started again has nothing to compare with: it begins an epoch, as always, and goes on.
+        """
+        self._known = replace(await self._store.load(TOLD.target), rolled_back=remembers)
+        await self._store.begin_epoch(TR, round(time.time() * 1000))
+
+    async def clock_ahead(self, seconds: int = 60) -> None:
+        """Let the ids go on from so far ahead: who is put back to before that has a clock that is so far behind."""
+        for stream in (STREAM, ALERTS):
+            if await self.client.exists(stream):
+                await self.client.execute_command("XSETID", stream, f"{round(time.time() + seconds) * 1000}-0")
 
     @asynccontextmanager
     async def archiving(self, flush: float = 0) -> AsyncIterator[ArchiveRole]:
@@ -139,7 +167,18 @@ class History:
         return [{"tr": tr, **loads(data)} for tr, data in rows]
 
     async def verified(self) -> list[str]:
-        return await verify(self.redis, "test", self.path, KNOWN)
+        """What is wrong, and of each fork that is marked one line, which is not."""
+        wrong = await verify(self.redis, "test", self.path, KNOWN)
+        return [*wrong, *(f"known: {one}" for one in known_losses(self.path, "test", KNOWN))]
+
+    async def is_well(self, *, forks: int) -> None:
+        """Nothing is wrong, and so many forks are told."""
+        told = await self.verified()
+        assert [one.partition(":")[0] for one in told] == ["known"] * forks, told
+
+    async def marks(self) -> dict[str, Any]:
+        """What each role wrote down for `status`."""
+        return {role: loads(text) for role, text in (await self.client.hgetall(FORKS)).items()}
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -186,7 +225,7 @@ async def test_both_histories_are_archived_once_though_the_new_ids_are_lower(pas
     assert [log["event"] for log in logs].count("archive.forked") == 1
     await past.moves(1)  # on its way, though lower than what the tables hold of the other history
     assert await past.verified() == [
-        f"ka20003: fork 1: the stream ended at {last_kept}, the archive at {last_lost}; "
+        f"known: ka20003: fork 1: the stream ended at {last_kept}, the archive at {last_lost}; "
         f"4 entries after {last_kept} were written before the fork, lost by the server"
     ]
 
@@ -205,7 +244,7 @@ async def test_a_fork_is_seen_where_the_new_entries_have_overtaken_the_old(past:
 
     assert sorted(past.ids_archived()) == sorted(past.published)
     assert [fork["lost"] for fork in past.forks()] == [3]
-    assert len(await past.verified()) == 1
+    await past.is_well(forks=1)
 
 
 async def test_an_archiver_at_work_sees_the_server_go_back(past: History):
@@ -223,7 +262,7 @@ async def test_an_archiver_at_work_sees_the_server_go_back(past: History):
 
     assert sorted(past.ids_archived()) == sorted(past.published)
     assert len(past.forks()) == 1
-    assert len(await past.verified()) == 1
+    await past.is_well(forks=1)
 
 
 async def test_a_server_that_goes_back_while_nobody_talks_to_it_is_seen_at_the_next_batch(past: History):
@@ -270,7 +309,7 @@ async def test_new_entries_may_have_the_very_ids_of_lost_ones(past: History):
     assert sorted(past.ids_archived()) == sorted(past.published)
     strange = run_sql(past.path, "SELECT stream_id, fields FROM unreadable ORDER BY fields").rows
     assert strange == [(kept, '{"strange":"kept"}'), *((stranger, f'{{"strange":"{one}"}}') for one in ("new", "old"))]
-    assert len(await past.verified()) == 1
+    await past.is_well(forks=1)
 
 
 async def test_a_second_fork_is_another(past: History):
@@ -289,7 +328,7 @@ async def test_a_second_fork_is_another(past: History):
 
     assert sorted(past.ids_archived()) == sorted(past.published)
     assert len(past.forks()) == 2
-    assert len(await past.verified()) == 2
+    await past.is_well(forks=2)
     assert {one.forks for one in await archive_status(past.path, "test")} == {2}
 
 
@@ -305,10 +344,11 @@ async def test_a_server_that_lost_everything_is_a_fork_as_well(past: History):
     assert sorted(past.ids_archived()) == sorted(past.published)
     (fork,) = past.forks()
     assert (fork["since"], fork["skipped"]) == ("0-0", 0)
-    assert len(await past.verified()) == 1
+    await past.is_well(forks=1)
 
 
-async def test_a_stream_that_was_lost_alone_is_read_though_the_group_stands_beyond_it(past: History):
+@pytest.mark.parametrize("overtaken", [False, True])
+async def test_a_stream_that_was_lost_alone_is_read_though_the_group_stands_beyond_it(past: History, overtaken: bool):
     """The group is made anew where it had been, and nothing with a lower id would ever be handed to it."""
     await past.moves(1)
     await past.clock_ahead()
@@ -317,11 +357,14 @@ async def test_a_stream_that_was_lost_alone_is_read_though_the_group_stands_beyo
     await past.client.delete(STREAM)
     await past.poller_comes_back()
     await past.moves(2)
+    if overtaken:
+        await past.clock_ahead(90)
+        await past.moves(1)
     await past.archive()
 
     assert sorted(past.ids_archived()) == sorted(past.published)
     assert len(past.forks()) == 1
-    assert len(await past.verified()) == 1
+    await past.is_well(forks=1)
 
 
 def test_of_two_archivers_one_marks_the_fork(tmp_path: Path):
@@ -358,6 +401,62 @@ async def test_verify_says_that_a_fork_is_not_marked_yet(past: History):
     await past.go_back()
 
     assert await past.verified() == ["ka20003: the server has lost entries: start the archive, which marks where"]
+
+
+async def test_the_command_fails_until_the_fork_is_marked_and_then_tells_it(
+    past: History, capsys: pytest.CaptureFixture[str]
+):
+    config = past.path.with_name("sectorwire.toml")
+    content = f"""
+        [bus]
+        url = "{past.server.url}"
+        prefix = "test"
+        [archive]
+        path = "{past.path}"
+        [[poll]]
+        tr = "ka20003"
+        target = {{ inds_cd = "001" }}
+        every = "10s"
+    """
+    await asyncio.to_thread(config.write_text, content)
+
+    async def verifying() -> tuple[int, list[str]]:
+        status = await asyncio.to_thread(main, ["archive", "verify", "--config", str(config)])
+        return status, capsys.readouterr().out.splitlines()
+
+    await past.moves(2)
+    await past.remember()
+    await past.moves(2)
+    await past.archive()
+    await past.go_back()
+    unmarked = await verifying()
+    await past.poller_comes_back()
+    await past.archive()
+    status, (fork, verdict) = await verifying()
+
+    assert unmarked == (1, ["ka20003: the server has lost entries: start the archive, which marks where"])
+    assert (status, verdict) == (0, "well: archive, streams and snapshots agree")
+    assert fork.startswith("ka20003: fork 1: ")
+    assert fork.endswith("were written before the fork, lost by the server")
+
+
+async def test_verify_counts_what_only_the_archive_has(past: History):
+    """What the server lost is nowhere else: a fork that is marked is well only as long as the archive has all of it."""
+    await past.moves(2)
+    await past.remember()
+    await past.moves(2)
+    await past.archive()
+    await past.go_back()
+    await past.poller_comes_back()
+    await past.moves(1)
+    await past.archive()
+    (fork,) = past.forks()
+    ((epoch, _, last),) = fork["ranges"]
+    await past.is_well(forks=1)
+    await asyncio.to_thread(DeltaTable(str(past.path / "ka20003/indices")).delete, f"epoch = {epoch} AND seq = {last}")
+
+    (finding, _) = await past.verified()
+    assert finding == "ka20003: the archive has 1 of 2 entries that the server lost at its fork 1"
 
 
 async def test_an_archiver_that_dies_before_the_mark_marks_it_later(past: History, monkeypatch: pytest.MonkeyPatch):
@@ -406,18 +505,169 @@ async def test_alerts_go_on_from_what_the_server_has_and_decide_the_rest_under_t
     assert [log["event"] for log in logs].count("alert.forked") == 1
 
 
+async def handed(redis: Redis, stream_id: str, number: int, pct: int) -> Batch:
+    """An entry of the stream, as the group hands it over."""
+    entry: Any = fields(number, pct)
+    await redis.xadd(STREAM, entry, id=stream_id)
+    return [Delivery("ka20003", stream_id, entry, decode(entry))]
+
+
 async def test_an_entry_with_a_lower_id_is_not_passed_over_before_the_server_was_asked(redis: Redis):
     """The client may have made another connection without a word, so nobody has been told of the loss."""
-
-    def handed(stream_id: str, number: int, pct: int) -> Batch:
-        entry = fields(number, pct)
-        return [Delivery("ka20003", stream_id, entry, decode(entry))]
-
+    lower, higher = await handed(redis, "1000-0", 2, -3), await handed(redis, "2000-0", 1, -1)
     decider = Decider(redis, "test", "ka20003", rules())
-    await decider.handle(handed("2000-0", 1, -1))
-    await redis.delete("test:{ka20003}:alerting")
+    await decider.handle(higher)
+    await redis.delete(ALERTING)
     with capture_logs() as logs:
-        await decider.handle(handed("1000-0", 2, -3))
+        await decider.handle(lower)
 
     assert decider.decided == 1
     assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["alert.forked"]
+
+
+def of_the_level() -> list[Rule]:
+    """Fires above 3,100 and not again before it was below."""
+    return rules({"kind": "compare", "field": "level", "op": ">", "value": 3100}, keys=[first_key()])
+
+
+def first_key() -> str:
+    """The index that moves."""
+    return str(TOLD.rows["indices"][0][0])
+
+
+class Working:
+    """The consumers of one process, as `sectorwire run` has them, until they are stopped."""
+
+    def __init__(self, past: History) -> None:
+        desk = Desk(of_the_level(), [], ArchiveSettings(path=past.path, flush=0))
+        self.roles, self._stop = roles_of(desk, past.redis, "test", KNOWN), asyncio.Event()
+        self._task = asyncio.create_task(self.roles.run(self._stop))
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await self._task
+
+
+async def all_read(past: History) -> None:
+    """Return when archive and alerts have done with all that the stream holds now."""
+    await past.archived()
+    last = (await past.client.xinfo_stream(STREAM))["last-generated-id"]
+    async with asyncio.timeout(20):
+        while await past.client.hget(ALERTING, "position") != last:  # noqa: ASYNC110 -- the server has no event for it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("consumers_stay", "poller_remembers"), [(True, True), (True, False), (False, True), (False, False)]
+)
+async def test_nothing_is_missed_on_a_server_that_lost_its_tail_and_whose_clock_is_five_seconds_behind(
+    past: History, monkeypatch: pytest.MonkeyPatch, consumers_stay: bool, poller_remembers: bool
+):
+    """The end of the file is gone after a crash of the machine; who else was on that machine was started again with it.
+
+    A server's clock shows in the ids alone: the lost entries, and the lost decisions, have ids from five seconds ahead
+    of those that come in their place.
+    """
+    monkeypatch.setattr("consumers.alert.decide.TICK_S", 0.05)
+    monkeypatch.setattr("consumers.alert.decide.LOOK_AGAIN", timedelta(0))
+    with capture_logs() as logs:
+        working = Working(past)
+        await past.moves_to(3000, 3200, 3000)
+        await all_read(past)
+        size = past.file.stat().st_size
+        await past.clock_ahead(5)
+        await past.moves_to(3300, 3000, 3400)
+        await all_read(past)
+        lost = (await past.client.xinfo_stream(STREAM))["last-generated-id"]
+        decided = await decisions(past)
+        if not consumers_stay:
+            await working.stop()
+        await past.cut(size)
+        kept, decided_before = await past.ids(), await decisions(past)
+        if not consumers_stay:
+            await past.client.delete(*(f"test:{{ka20003}}:active:{group}" for group in ("alert", "archive")))
+            working = Working(past)
+        await past.poller_comes_back(remembers=poller_remembers)
+        await past.moves_to(3500, 3000, 3600, 3700, 3000)
+        await all_read(past)
+        await until(lambda: {"alert.forked", "archive.forked"} <= {log["event"] for log in logs})
+        ends, marks = (await past.client.xinfo_stream(STREAM))["last-generated-id"], await past.marks()
+        await working.stop()
+
+    assert len(kept) < len(past.published) - 5
+    assert sorted(past.ids_archived()) == sorted(past.published)
+    await past.is_well(forks=1)
+    called_for = steps(of_the_level(), {}, [decode(one) for _, one in await past.client.xrange(STREAM)], NOON)[1]
+    now_decided = await decisions(past)
+    assert now_decided == [(one.id, one.transition) for one in called_for]
+    assert len({one for one, _ in {*decided, *now_decided}}) == len({*decided, *now_decided})
+    assert len(decided_before) < len(decided)
+    events = Counter(log["event"] for log in logs)
+    assert (events["archive.forked"], events["alert.forked"]) == (1, 1)
+    assert marks["archive"]["lost"] == 3
+    seen_by = "alert" if consumers_stay else "archive"
+    assert marks["alert"]["seen_by"] == seen_by
+    if packed(ends) >= packed(lost):
+        pytest.skip("this took more than five seconds, and the ids have overtaken those that were lost")
+
+
+async def decisions(past: History) -> list[tuple[str, str]]:
+    """What the alerts stream holds: the id of each, and whether it begins or ends."""
+    return [(one["id"], one["type"].rpartition(".")[2]) for _, one in await past.client.xrange(ALERTS)]
+
+
+@pytest.fixture
+def decider(redis: Redis) -> Decider:
+    """Of a process that remembers nothing."""
+    return Decider(redis, "test", "ka20003", rules(), now=lambda: NOON)
+
+
+def mark(ago: timedelta, had: str = "9-0") -> str:
+    """What a role wrote down so long ago."""
+    return dumps({"at": iso(NOON - ago), "had": had, "has": "7-0"})
+
+
+async def heard(decider: Decider) -> list[str]:
+    """Who had seen it, of each fork that the next look is told of."""
+    decider._looked_at = None
+    with capture_logs() as logs:
+        await decider.tick()
+    return [log["seen_by"] for log in logs if log["event"] == "alert.forked"]
+
+
+async def test_an_alert_role_without_memory_says_what_another_role_has_marked(redis: Redis, decider: Decider):
+    """Its state went back with the server, so it has nothing to compare. It says each fork once, whoever marks it."""
+    client: Any = redis
+    said = [await heard(decider)]
+    await client.hset(FORKS, "archive", mark(timedelta(minutes=2)))
+    said += [await heard(decider), await heard(decider)]
+    await client.hset(FORKS, "poller", mark(timedelta(minutes=1), "version 9"))
+    said += [await heard(decider)]
+    await client.hset(FORKS, "archive", mark(timedelta(minutes=-11)))
+    said += [await heard(decider), await heard(decider)]
+
+    assert said == [[], ["archive"], [], [], ["archive"], []]
+    assert loads(await client.hget(FORKS, "alert"))["seen_by"] == "archive"
+
+
+@pytest.mark.parametrize("text", [mark(timedelta(hours=25)), '{"at": "whenever"}', "no mark at all", "{}"])
+async def test_an_old_mark_or_none_of_ours_is_no_news(redis: Redis, decider: Decider, text: str):
+    client: Any = redis
+    await client.hset(FORKS, "poller", text)
+
+    assert await heard(decider) == []
+
+
+async def test_a_fork_that_cannot_be_written_down_stops_no_alert(redis: Redis, decider: Decider):
+    """It is a note: whoever put something else under that name has hidden it from `status`, and no more."""
+    client: Any = redis
+    lower, higher = await handed(redis, "1000-0", 2, -3), await handed(redis, "2000-0", 1, -3)
+    await decider.handle(higher)
+    await client.delete(ALERTING)
+    await client.set(FORKS, "something else")
+    with capture_logs() as logs:
+        await decider.handle(lower)
+        assert await heard(decider) == []
+
+    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["alert.forked"]
+    assert decider.decided == 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 from rich.text import Text
+from structlog.testing import capture_logs
 
 from consumers.tail import follow, line, lines
 from poller.catalogue import described
@@ -162,6 +164,124 @@ async def test_a_reader_begins_at_the_end_unless_asked(redis: Redis):
     await reading
 
     assert seen == [2]
+
+
+class Stream:
+    """The stream of a TR as a server holds it, with entries of given ids, epochs and `seq`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._client: Any = redis
+
+    async def has(self, *entries: tuple[int, int, int]) -> None:
+        """Milliseconds, epoch and `seq` of each."""
+        for ms, epoch, seq in entries:
+            told = entry(number=seq).model_dump(mode="json") | {"id": f"ka20003?inds_cd=001#{epoch}.{seq}.1"}
+            await self._client.xadd(KEY, told | {"data": dumps(entry().data)}, id=f"{ms}-0")
+
+    async def goes_back_to(self, *entries: tuple[int, int, int]) -> None:
+        """The same, and nothing else: what a server has after a crash, or a replica that was behind."""
+        await self._client.delete(KEY)
+        await self.has(*entries)
+
+
+async def handed_on(redis: Redis, *steps: Callable[[], Awaitable[None]], from_start: bool = True) -> list[str]:
+    """Epoch and `seq` of what a reader hands on; after each batch the next step happens, and the last batch ends it."""
+    seen, coming = [], iter(steps)
+    async with asyncio.timeout(10):
+        async for entries in follow(redis, "test", ["ka20003"], from_start=from_start, over=lambda: False):
+            seen += [one.id.rpartition("#")[2].rpartition(".")[0] for one in entries]
+            step = next(coming, None)
+            if step is None:
+                break
+            await step()
+    return seen
+
+
+OLD = ((100, 1, 1), (200, 1, 2), (300, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("kept", "new"),
+    [
+        (OLD[:1], ((150, 2, 2), (160, 2, 3))),  # the stream ends before our position
+        (OLD[:1], ((150, 2, 2), (400, 2, 3))),  # it has overtaken our position, where nothing stands any more
+        (OLD[:1], ((150, 2, 2), (300, 2, 3))),  # another entry stands there
+        ((), ((150, 2, 1),)),  # nothing is left of what we know
+    ],
+)
+async def test_what_a_server_writes_after_it_went_back_is_read_though_the_ids_are_lower(
+    redis: Redis, kept: tuple[tuple[int, int, int], ...], new: tuple[tuple[int, int, int], ...]
+):
+    """Its clock is behind, so it goes on under ids before our position."""
+    stream = Stream(redis)
+    await stream.has(*OLD)
+    with capture_logs() as logs:
+        seen = await handed_on(redis, lambda: stream.goes_back_to(*kept, *new))
+
+    assert seen == ["1.1", "1.2", "1.3", *(f"{epoch}.{seq}" for _, epoch, seq in new)]
+    assert [(log["event"], log["had"]) for log in logs] == [("tail.forked", "300-0")]
+
+
+async def test_a_server_without_the_stream_is_read_from_its_start_when_there_is_one(redis: Redis):
+    stream, client = Stream(redis), cast(Any, redis)
+    await stream.has(*OLD)
+
+    async def begins_anew() -> None:
+        await client.delete(KEY)
+        asyncio.get_running_loop().call_later(0.1, lambda: begun.append(asyncio.ensure_future(stream.has((50, 2, 1)))))
+
+    begun: list[asyncio.Task[None]] = []
+
+    assert await handed_on(redis, begins_anew) == ["1.1", "1.2", "1.3", "2.1"]
+
+
+async def test_a_reader_that_began_at_the_end_is_not_told_the_past_when_the_server_goes_back(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing that it knows is left, so it reads from the start; what was there before it is passed over."""
+    monkeypatch.setattr("consumers.tail.BLOCK_MS", 50)
+    stream, client = Stream(redis), cast(Any, redis)
+    await stream.has(*OLD)
+    reading = asyncio.create_task(handed_on(redis, from_start=False))
+    async with asyncio.timeout(10):
+        while not blocked(await client.client_list()):  # noqa: ASYNC110 -- the server's word, not an event's
+            await asyncio.sleep(0.01)
+    await stream.goes_back_to(*OLD[:2], (250, 2, 3), (260, 2, 4))
+
+    assert await reading == ["2.3", "2.4"]
+
+
+async def test_a_stream_that_was_trimmed_or_a_server_that_lost_nothing_is_no_fork(redis: Redis):
+    stream, client = Stream(redis), cast(Any, redis)
+    await stream.has(*OLD)
+
+    async def trimmed() -> None:
+        await client.xtrim(KEY, maxlen=0, approximate=False)
+        await stream.has((400, 1, 4))
+
+    async def deleted() -> None:
+        await client.xdel(KEY, "400-0")
+        await stream.has((500, 1, 5))
+
+    with capture_logs() as logs:
+        assert await handed_on(redis, trimmed, deleted) == ["1.1", "1.2", "1.3", "1.4", "1.5"]
+
+    assert logs == []
+
+
+async def test_beyond_what_is_remembered_entries_are_handed_on_again(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    """Twice is better than never; a server loses far less than we remember."""
+    monkeypatch.setattr("consumers.tail.REMEMBERED", 1)
+    stream = Stream(redis)
+    await stream.has(*OLD)
+
+    assert await handed_on(redis, lambda: stream.goes_back_to(OLD[0], (150, 2, 2))) == [
+        "1.1",
+        "1.2",
+        "1.3",
+        "1.1",
+        "2.2",
+    ]
 
 
 def blocked(clients: list[dict[str, str]]) -> bool:

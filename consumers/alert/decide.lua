@@ -1,17 +1,18 @@
 -- One batch: write what the rules remember, what they decided and how far they have read, all or nothing.
 --
 -- The state has a version, which every write raises: who computed on an older one is told so and writes nothing, be it
--- a rival or a repeat of a write whose answer was lost. A tick also has to have seen everything that was published.
+-- a rival or a repeat of a write whose answer was lost. A tick also has to have seen everything that was published. And
+-- what was decided on has to be in the stream still: it may have been read before the server lost it.
 -- Every check, key types included, stands before the first write.
 --
 -- KEYS  alerting (hash), alerts (stream), changes (stream)
 -- ARGV  version before, position after, tick (1 or 0), the most decisions to keep,
---       then three lists, each led by its length: state fields and values, state fields to delete,
+--       the id of the entry at that position (empty: do not look), then three lists, each led by its length: state fields and values, state fields to delete,
 --       decisions (id, source, type, subject, time, data)
--- Returns {verdict, version}: ok | stale | behind | type
+-- Returns {verdict, version}: ok | stale | behind | gone | type
 
 local alerting, alerts, changes = KEYS[1], KEYS[2], KEYS[3]
-local version_before, position, tick, keep = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local version_before, position, tick, keep, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local function is_or_may_be(key, wanted)
   local found = redis.call('TYPE', key).ok
@@ -34,7 +35,43 @@ if tick == '1' and redis.call('EXISTS', changes) == 1 then
   end
 end
 
-local at = 5
+local function parts(id)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(number)
+end
+local function earlier(one, other)
+  local ms, number = parts(one)
+  local other_ms, other_number = parts(other)
+  return ms < other_ms or (ms == other_ms and number < other_number)
+end
+local function is_gone()
+  local found = redis.call('XRANGE', changes, position, position)[1]
+  if found then
+    for i = 1, #found[2], 2 do
+      if found[2][i] == 'id' then
+        return found[2][i + 1] ~= entry
+      end
+    end
+    return true
+  end
+  if redis.call('EXISTS', changes) == 0 then
+    return true
+  end
+  local facts = {}
+  local told = redis.call('XINFO', 'STREAM', changes)
+  for i = 1, #told, 2 do
+    facts[told[i]] = told[i + 1]
+  end
+  local first = facts['first-entry']
+  local trimmed = not first or earlier(position, first[1])
+  local deleted = not earlier(facts['max-deleted-entry-id'], position)
+  return earlier(facts['last-generated-id'], position) or not (trimmed or deleted)
+end
+if entry ~= '' and is_gone() then
+  return {'gone', tonumber(version)}
+end
+
+local at = 6
 local function take_list()
   local size = tonumber(ARGV[at])
   local first = at + 1

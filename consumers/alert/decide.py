@@ -12,6 +12,7 @@ entry that was parked and is handed out again is computed on the state as it is 
 A server that lost its newest entries lost what was decided on them as well: state and position are beside the stream,
 and go back with it. So we go on from what the server has, whatever we remember; what it still holds is decided again
 under the same id, which receivers know, and what it lost comes back from the poller as a reset, which fires nothing.
+A process that was started again with the server cannot tell by itself; it says what poller and archive have marked.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ GROUP = "alert"
 TICK_S = 1.0
 LOOK_AGAIN = timedelta(seconds=5)
 """How often a member that waits looks at what the active one wrote, so that it knows the timers when it takes over."""
+
+SAME_FORK = timedelta(minutes=10)
+"""What another role marks within this of our own mark is the same fork: a poller sees it at its next poll."""
+
+RECENT = timedelta(days=1)
+"""What another role marked before that is no news to a role that is started today."""
 
 KEEP_DECISIONS = 100_000
 TRIES = 5
@@ -102,6 +109,7 @@ class Decider:
         self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
         keys = Keys(prefix)
         self._alerting = keys.of(tr, "alerting")
+        self._forks = keys.of(tr, "forks")
         self._keys = [self._alerting, keys.of(tr, "alerts"), keys.of(tr, "changes")]
         self._write = redis.register_script((Path(__file__).parent / "decide.lua").read_text("utf-8"))
         self._rules, self._now = rules, now
@@ -137,8 +145,13 @@ class Decider:
                     state, ended = self._retire(now)
                 entries = [one.entry for one in new if one.entry is not None]
                 state, decided = steps(self._rules, state, entries, now)
-                position = max(self._position, new[-1].stream_id, key=_order)
-                if await self._commit(state, [*ended, *decided], position) == "ok":
+                last = max(new, key=lambda one: _order(one.stream_id))
+                position = max(self._position, last.stream_id, key=_order)
+                entry_id = last.fields.get("id", "") if position == last.stream_id else ""
+                verdict = await self._commit(state, [*ended, *decided], position, entry_id=entry_id)
+                if verdict == "gone":
+                    raise LeaseLost("the server has lost what was read: it is read again")
+                if verdict == "ok":
                     self._retired = True
                     return
         raise LeaseLost("another member keeps writing the state of the alerts")
@@ -152,6 +165,7 @@ class Decider:
                 stored = await self._redis.hget(self._alerting, "version")
                 if int(stored or 0) != self._version:
                     await self._load()
+                await self._hear_of_forks()
             due = next_due(self._state)
             if due is None or due > now:
                 return
@@ -176,23 +190,56 @@ class Decider:
         except ValueError as error:
             raise NotTheEntry(f"cannot read the state in {self._alerting}, delete it to begin anew: {error}") from error
         self._retired = False
-        self._look_back()
+        await self._look_back()
 
-    def _look_back(self) -> None:
+    async def _look_back(self) -> None:
         """Say so where the server has an older state than it had."""
         version, position = self._furthest
         if (self._version or 0) < version or _order(self._position) < _order(position):
-            self._log.warning("alert.forked", had=position, has=self._position, versions=(version, self._version))
+            await self._say_forked("alert", had=position, has=self._position)
         self._furthest = (self._version or 0, self._position)
 
-    async def _commit(self, state: State, decided: Sequence[Decision], position: str, *, tick: bool = False) -> str:
-        """Write one step, all or nothing. What is remembered here follows only when it was written."""
+    async def _hear_of_forks(self) -> None:
+        """Say so where another role saw the server go back lately, and nobody here did.
+
+        All that we have is on the server, and went back with it: a process that was started again with the server
+        remembers nothing to compare it with. The poller may, and the archive always does.
+        """
+        with suppress(ResponseError, ValueError, KeyError):  # what cannot be read is no reason to stop the timers
+            marks = await self._marks()
+            own, since = marks.pop(GROUP, {}), self._now() - RECENT
+            if own:
+                since = max(since, datetime.fromisoformat(own["at"]) + SAME_FORK)
+            times = {role: datetime.fromisoformat(mark["at"]) for role, mark in marks.items()}
+            role = max(times, key=lambda one: times[one], default="")
+            if role and times[role] > since and own.get("heard", {}).get(role) != marks[role]["at"]:
+                await self._say_forked(role, had=marks[role]["had"], has=marks[role]["has"])
+
+    async def _marks(self) -> dict[str, Any]:
+        """What each role wrote down when it saw the server go back."""
+        return {role: loads(text) for role, text in (await self._redis.hgetall(self._forks)).items()}
+
+    async def _say_forked(self, seen_by: str, *, had: str, has: str) -> None:
+        """Say it once in the log, and write down where `status` looks that we did, and which marks we know."""
+        self._log.warning("alert.forked", had=had, has=has, seen_by=seen_by)
+        with suppress(ResponseError, ValueError, KeyError):
+            heard = {role: mark["at"] for role, mark in (await self._marks()).items() if role != GROUP}
+            mark = {"at": iso(self._now()), "had": had, "has": has, "seen_by": seen_by, "heard": heard}
+            await self._redis.hset(self._forks, GROUP, dumps(mark))
+
+    async def _commit(
+        self, state: State, decided: Sequence[Decision], position: str, *, entry_id: str = "", tick: bool = False
+    ) -> str:
+        """Write one step, all or nothing. What is remembered here follows only when it was written.
+
+        With `entry_id` nothing is written unless that entry is still the one at the position, or was trimmed.
+        """
         old = self._state
         changed = [(name, series) for name, series in state.items() if old.get(name) != series]
         written = [text for name, series in changed for text in (SERIES + name, dumps(series))]
         gone = [SERIES + name for name in old if name not in state]
         lists: list[list[str]] = [written, gone, [text for one in decided for text in _fields(one)]]
-        args: list[str | int] = [str(self._version), position, int(tick), KEEP_DECISIONS]
+        args: list[str | int] = [str(self._version), position, int(tick), KEEP_DECISIONS, entry_id]
         for texts in lists:
             args += [len(texts), *texts]
         before, self._version = self._version, None  # until the answer is there, nothing is known

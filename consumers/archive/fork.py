@@ -31,7 +31,7 @@ from consumers.archive.tables import (
     packed,
     unpacked,
 )
-from poller.contract import dumps, loads
+from poller.contract import Keys, dumps, loads
 
 GROUP = "archive"
 FORK = "fork"
@@ -70,6 +70,11 @@ class Fork:
         """One line for a person."""
         gone = f"{self.lost:,} entries after {self.since} were written before the fork, lost by the server"
         return f"fork {self.number}: the stream ended at {self.last}, the archive at {self.position}; {gone}"
+
+    def mark(self, now: datetime) -> str:
+        """What stands under `forks` for `status`, in the fields that every role uses."""
+        at, ranges = now.astimezone(KST).isoformat(timespec="milliseconds"), [list(one) for one in self.ranges]
+        return dumps({"at": at, "had": self.position, "has": self.last, "lost": self.lost, "ranges": ranges})
 
     def line(self, now: datetime) -> Line:
         """The row of `notices` that marks it."""
@@ -173,13 +178,18 @@ async def seen(
     return Fork(tr, number, unpacked(since), unpacked(position), last, skipped, lost, ranges)
 
 
-async def read_from_the_start(redis: Redis, stream: str, position: str) -> None:
-    """Let the archive's group be handed everything again; what it was given before is among it."""
-    client: Any = redis
+async def read_from_the_start(redis: Redis, keys: Keys, fork: Fork, now: datetime) -> None:
+    """Let the archive's group be handed everything again; what it was given before is among it.
+
+    That there is a fork is written down with it, where `status` looks; the notices keep it for ever.
+    """
+    client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+    stream = keys.of(fork.tr, "changes")
     together = client.pipeline(transaction=True)
     together.xgroup_destroy(stream, GROUP)
     together.xgroup_create(stream, GROUP, "0", mkstream=True)
-    together.delete(position)
+    together.delete(keys.of(fork.tr, "position", GROUP))
+    together.hset(keys.of(fork.tr, "forks"), GROUP, fork.mark(now))
     await together.execute()
 
 

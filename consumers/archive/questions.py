@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -147,9 +148,8 @@ def export(path: Path, table: str, fmt: Literal["parquet", "csv"], out: Path) ->
 async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) -> list[str]:
     """What is wrong with the archive, one line each; nothing when archive, streams and snapshots agree.
 
-    A fork is told as well: what only the archive has then is not wrong, the server lost it (`Fork.told`).
-
-    Raises QuestionError where there is no archive.
+    A fork that is marked is nothing wrong, as long as the archive has what the server lost there: `known_losses` tells
+    it. Raises QuestionError where there is no archive.
     """
     findings: list[str] = []
     _logs(path)
@@ -158,7 +158,7 @@ async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) ->
         durable: str | None = await client.get(Keys(prefix).of(tr.tr, "position", GROUP))
         try:
             archive = await asyncio.to_thread(_TrArchive, path, prefix, tr)
-            findings += _shown(tr, [fork.told for fork in archive.forks])
+            findings += _shown(tr, await asyncio.to_thread(archive.unaccounted))
             findings += _shown(tr, await asyncio.to_thread(archive.doubled))
             if await parted(redis, archive.stream, archive.reached, archive.parts):
                 findings.append(f"{tr.tr}: the server has lost entries: start the archive, which marks where")
@@ -170,6 +170,17 @@ async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) ->
         except (QuestionError, DeltaError) as error:
             findings.append(f"{tr.tr}: the archive cannot be read: {_one_line(error)}")
     return findings
+
+
+def known_losses(path: Path, prefix: str, catalogue: Catalogue) -> list[str]:
+    """What servers have lost and the archive has, one line for each fork that is marked; an archive that cannot be
+    read has none to tell, `verify` says why.
+    """
+    told: list[str] = []
+    for tr in catalogue.values():
+        with suppress(QuestionError, DeltaError):
+            told += [f"{tr.tr}: {fork.told}" for fork in _TrArchive(path, prefix, tr).forks]
+    return told
 
 
 class _TrArchive:
@@ -194,6 +205,18 @@ class _TrArchive:
             return self.parts.ask(sql)
         except Exception as error:  # the engine raises what its layers raise
             raise QuestionError(_one_line(error)) from error
+
+    def unaccounted(self) -> list[str]:
+        """Forks of which the archive has not what it had when they were marked, and what only the archive has."""
+        found = []
+        for fork in self.forks:
+            sql = f"SELECT count(*) AS entries FROM {self._entries} WHERE seq IS NOT NULL AND NOT {present([fork])}"
+            here = self.ask(sql)[0]["entries"] if fork.ranges else 0
+            if here != fork.lost:
+                found.append(
+                    f"the archive has {here:,} of {fork.lost:,} entries that the server lost at its fork {fork.number}"
+                )
+        return found
 
     def doubled(self) -> list[str]:
         """Entries that are there more than once. After a fork two that have no id may have had one stream id."""

@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TESTS ?=
 
-.PHONY: demo test test-only lint format soak mutants bench-schedule lock clean
+.PHONY: demo test test-only lint format soak chaos sabotage mutants bench-schedule lock clean
 
 demo: $(READY)  ## the whole line on a simulated market; FOR=30 ends it after 30 seconds
 	@$(BIN)/sectorwire demo $(if $(FOR),--seconds $(FOR))
@@ -27,6 +27,12 @@ format: $(READY)
 
 soak: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m soak -s --timeout 3600 $(TESTS)
+
+chaos: $(READY)  ## ten minutes in which real processes are killed, stopped, cut off and starved; KILLS=40 SEED=7 for others
+	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+sabotage: $(READY)  ## each protection taken out of a copy, to see which tests notice; minutes. ONLY=fence for one
+	@$(BIN)/python -m tests.sabotage $(ONLY)
 
 mutants: $(BIN)/mutmut  ## small faults put into the pure modules, to see the tests notice them; minutes
 	@$(BIN)/python -m tests.mutants

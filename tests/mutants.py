@@ -33,16 +33,16 @@ def mutmut(*arguments: str, shown: bool = False) -> str:
     return subprocess.run(command, cwd=COPY, env=os.environ | {"PATH": path}, stdout=out, text=True, check=True).stdout
 
 
-def copy_tree() -> None:
-    """A fresh copy of what the tests need: mutmut must never write beside the real code."""
-    shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
+def copy_tree(to: Path = COPY) -> None:
+    """A fresh copy of what the tests need: nobody breaks the real code."""
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, COPY / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy2(source, COPY / name)
+            shutil.copy2(source, to / name)
 
 
 def statuses() -> dict[str, str]:

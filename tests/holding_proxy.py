@@ -75,6 +75,14 @@ class HoldingProxy:
         self.upstream = urlsplit(upstream_url)
         self.held_requests = 0
         self.held_replies = 0
+        self.holding = 0
+        """How many are being held now; those whose connection broke are not."""
+        self.is_open = True
+        """Whether new connections are let through, as to a server that is there."""
+        self.tap: Callable[[bytes], None] | None = None
+        """Is shown every command that passes."""
+        self.done: list[tuple[bytes, bytes]] = []
+        """Commands whose replies were held since the last order to hold something, and these."""
         self._request_hold: Hold | None = None
         self._reply_hold: Hold | None = None
         self._held = asyncio.Event()
@@ -82,11 +90,11 @@ class HoldingProxy:
 
     def hold_requests(self, match: Match) -> None:
         """From now on keep every matching command from the server, and what its client sends after it."""
-        self._request_hold = Hold(match)
+        self._request_hold, self.done = Hold(match), []
 
     def hold_replies(self, match: Match) -> None:
         """From now on let the server carry out every matching command, and keep its reply from the client."""
-        self._reply_hold = Hold(match)
+        self._reply_hold, self.done = Hold(match), []
 
     async def wait_held(self, timeout_s: float = 10) -> None:
         """Return when something is being held."""
@@ -100,6 +108,11 @@ class HoldingProxy:
         """Cut the connections on which something is held, for good, and hold no more: a retry passes."""
         self._end_holds(cut=True)
 
+    def cut(self) -> None:
+        """Break every connection there is now; new ones pass."""
+        for line in list(self._lines):
+            line.cancel()
+
     def _end_holds(self, *, cut: bool) -> None:
         for hold in filter(None, (self._request_hold, self._reply_hold)):
             hold.cut = cut
@@ -107,12 +120,19 @@ class HoldingProxy:
         self._request_hold = self._reply_hold = None
         self._held.clear()
 
+    async def _wait(self, hold: Hold) -> None:
+        self.holding += 1
+        try:
+            await hold.wait()
+        finally:
+            self.holding -= 1
+
     async def _line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client's connection to its end."""
         server_writer = None
         try:
             server_reader, server_writer = await self._connect()
-            asked: deque[Hold | None] = deque()
+            asked: deque[tuple[Hold, bytes] | None] = deque()
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._requests(reader, server_writer, asked))
                 ways.create_task(self._replies(server_reader, writer, asked))
@@ -123,31 +143,36 @@ class HoldingProxy:
                 end.close()
 
     async def _requests(
-        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, asked: deque[Hold | None]
+        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, asked: deque[tuple[Hold, bytes] | None]
     ) -> None:
         with suppress(EOFError, ConnectionError):
             while command := await read_value(reader):
+                if self.tap:
+                    self.tap(command)
                 if (hold := self._request_hold) and hold.wants(command):
                     self.held_requests += 1
                     self._held.set()
-                    await hold.wait()
-                asked.append(self._reply_hold if self._reply_hold and self._reply_hold.wants(command) else None)
+                    await self._wait(hold)
+                hold = self._reply_hold
+                asked.append((hold, command) if hold and hold.wants(command) else None)
                 server.write(command)
                 await server.drain()
         with suppress(OSError):  # the server may be gone already
             server.write_eof()  # what was sent before the client's end is still carried out
 
     async def _replies(
-        self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: deque[Hold | None]
+        self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: deque[tuple[Hold, bytes] | None]
     ) -> None:
         with suppress(EOFError, ConnectionError):
             while reply := await read_value(server):
-                hold = None if reply.startswith(b">") else asked.popleft()  # a push answers no command
-                if hold and not reply.startswith(b"-NOSCRIPT"):  # nothing was done; the client sends the script next
+                wanted = None if reply.startswith(b">") else asked.popleft()  # a push answers no command
+                if wanted and not reply.startswith(b"-NOSCRIPT"):  # nothing was done; the client sends the script next
+                    hold, command = wanted
                     self.held_replies += 1
+                    self.done.append((command, reply))
                     if not hold.over.is_set():
                         self._held.set()
-                    await hold.wait()
+                    await self._wait(hold)
                 if not writer.is_closing():
                     writer.write(reply)
                     with suppress(ConnectionError):  # a dead client must not stop us from reading the server to its end
@@ -155,6 +180,8 @@ class HoldingProxy:
         raise Dropped  # the server has hung up, so the client's side ends as well
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not self.is_open:
+            raise ConnectionRefusedError
         if self.upstream.scheme == "unix":
             return await asyncio.open_unix_connection(unquote(self.upstream.path), limit=LONGEST_LINE)
         return await asyncio.open_connection(self.upstream.hostname, self.upstream.port, limit=LONGEST_LINE)

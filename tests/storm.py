@@ -141,13 +141,14 @@ class Storm:
         pages = tr_named(self.code).target(requests[0]).pages
         plan = [(self.code, request, pages * rng.uniform(2, 6 if pages == 1 else 3)) for request in requests]
         retention_s = rng.choice([30.0, 3_600.0])
+        self.faults = rng.choice([0.0, 0.0, 0.1])
         self.world = World(
             seed=seed,
             start=DAY + timedelta(hours=10),
             plan=plan,
             pollers=2,
             sessions="always",
-            faults=rng.choice([0.0, 0.0, 0.1]),
+            faults=self.faults,
             kind=RestlessBroker,
             server=Witness,
             upkeep=Upkeep(retention_s, 10**9),
@@ -401,7 +402,7 @@ class Storm:
         assert not self.server.past.broken, self.server.past.broken[0]
         crashed = [log for log in self.world.logs if log["event"] in {"poll.crashed", "entries.lost"}]
         assert not crashed, crashed[0]
-        for target in self.world.targets:
+        for target in [] if self.faults else self.world.targets:  # else a breaker may rest for a minute
             last = self.world.state(target).get("last_good")
             idle_s = (self.polled_until - datetime.fromisoformat(last)).total_seconds() if last else CALMS_DOWN_S
             assert idle_s < CALMS_DOWN_S - 5, f"{target} was not polled any more after {last}"

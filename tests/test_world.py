@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 
+from poller.contract import Keys
 from poller.session import KST
 from tests import checker
-from tests.world import Scenario, World
+from tests.world import PREFIX, Scenario, World
 
 NINE = datetime(2026, 11, 23, 9, 0, tzinfo=KST)
 PLAN = [
@@ -167,3 +170,61 @@ def test_requests_and_replies_that_are_lost_cost_nothing(lost: str):
 
     assert gaps(world, "ka20003") == []
     assert len(world.entries("ka20003")) > 200
+
+
+def test_a_full_server_ends_no_poller_and_is_polled_for_again_when_it_has_room():
+    """Not even the lease can be taken there, and so nobody leads for a while."""
+
+    async def scenario(world: World) -> None:
+        world.start()
+        await world.until(NINE + timedelta(minutes=2))
+        world.server.refuses = OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+        await world.until(NINE + timedelta(minutes=3))
+        world.server.refuses = None
+        await world.until(NINE + timedelta(minutes=5))
+
+    world = morning(scenario=scenario, pollers=2)
+
+    check(world)
+    assert ("store", "") in gaps(world, "ka20003")
+    assert [log["event"] for log in world.logs].count("store.recovered") >= 1
+    assert world.state(world.targets[0])["last_good"] > (NINE + timedelta(minutes=4)).isoformat()
+
+
+def test_a_poller_whose_lease_was_anothers_meanwhile_leads_again():
+    """It took a lease that was free again for its own; the scripts know of a higher token."""
+
+    async def scenario(world: World) -> None:
+        world.start()
+        await world.until(NINE + timedelta(minutes=2))
+        for target in world.targets:
+            world.server.hset(Keys(PREFIX).of(target.tr.code, "meta"), "fence", "99:another")
+        world.server.delete(Keys(PREFIX).leader)
+        await world.until(NINE + timedelta(minutes=5))
+
+    world = morning(scenario=scenario)
+
+    check(world)
+    assert world.state(world.targets[0])["last_good"] > (NINE + timedelta(minutes=4)).isoformat()
+    assert world.server.hash(Keys(PREFIX).of("ka20003", "meta"))["fence"].startswith("100:")
+
+
+def test_in_a_new_epoch_no_target_goes_on_from_what_is_remembered_of_it():
+    """A replica may have what the server it follows had lost: the same version, of another past."""
+    both = [("ka20003", {"inds_cd": code}, 20.0) for code in ("001", "101")]
+
+    async def scenario(world: World) -> None:
+        world.start()
+        await world.until(NINE + timedelta(minutes=2))
+        target = world.targets[1]
+        snapshot = Keys(PREFIX).of("ka20003", "snapshot", target.query)
+        for name, text in world.snapshot(target).items():
+            world.server.hset(snapshot, name, re.sub(r'"listed_stocks":\d+', '"listed_stocks":1', text))
+        assert world.processes[0].poller
+        await world.processes[0].poller._store.begin_epoch(target.tr, 0)
+        await world.until(NINE + timedelta(minutes=3))
+
+    world = morning(scenario=scenario, plan=both)
+    befores = [one.data["before"] or {} for one in world.entries("ka20003") if one.type == "sectorwire.row.changed"]
+
+    assert 1 in [before.get("listed_stocks") for before in befores]

@@ -70,10 +70,11 @@ class Place:
         """
         if self.position == START:
             return
-        together = client.pipeline(transaction=True)  # else a trim between the two looks like a loss
-        together.xinfo_stream(self.stream)
-        together.xrange(self.stream, self.position, self.position)
-        facts, there = await together.execute(raise_on_error=False)
+        # in this order, else a trim between looks like a loss; no MULTI, which a full Redis refuses even to look
+        asking = client.pipeline(transaction=False)
+        asking.xrange(self.stream, self.position, self.position)
+        asking.xinfo_stream(self.stream)
+        there, facts = await asking.execute(raise_on_error=False)
         if isinstance(facts, ResponseError):
             if "no such key" not in str(facts):
                 raise facts

@@ -15,17 +15,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 from structlog.testing import capture_logs
 
 from consumers.alert.decide import AlertRole, Decider
 from consumers.alert.rules import Rule, iso, steps
-from consumers.archive.fork import Fork
+from consumers.archive.fork import Fork, parted
 from consumers.archive.questions import archive_status, known_losses, run_sql, verify
 from consumers.archive.settings import ArchiveSettings
 from consumers.archive.tables import Line, declared, packed
@@ -38,8 +39,10 @@ from poller.contract import decode, dumps, loads
 from poller.store import Store, connect
 from sectorwire import main
 from tests.builders import NOON, recording, seen
+from tests.model_store import ModelRedis, ModelServer
 from tests.servers import RealServer
 from tests.test_alert_decide import fields, rules
+from tests.virtual import run
 
 KNOWN = {"ka20003": described()["ka20003"]}
 STREAM, POSITION, FORKS = "test:{ka20003}:changes", "test:{ka20003}:position:archive", "test:{ka20003}:forks"
@@ -510,6 +513,15 @@ async def handed(redis: Redis, stream_id: str, number: int, pct: int) -> Batch:
     entry: Any = fields(number, pct)
     await redis.xadd(STREAM, entry, id=stream_id)
     return [Delivery("ka20003", stream_id, entry, decode(entry))]
+
+
+def test_a_server_without_memory_can_still_be_asked():
+    """Redis takes nothing into a MULTI then; were it asked so, the archive could never read it down."""
+    server = ModelServer(lambda: 1)
+    server.xadd(STREAM, {"id": "one"}, id="1-0")
+    server.refuses, server.queue_needs_memory = OutOfMemoryError("full"), True
+
+    assert run(parted(cast("Redis", ModelRedis(server)), STREAM, packed("1-0"))) is None
 
 
 async def test_an_entry_with_a_lower_id_is_not_passed_over_before_the_server_was_asked(redis: Redis):

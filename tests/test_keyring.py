@@ -166,7 +166,8 @@ def test_a_spread_is_the_same_in_any_order_and_no_key_bears_more_than_one_target
 
     assert homes == spread([Job(job.target, every_s[job.target]) for job in shuffled], names)
     for code in ("ka20003", "ka20001"):
-        need = {job.target: job.target.pages / job.every_s for job in jobs if job.target.tr.code == code}
+        mine = [job for job in jobs if job.target.tr.code == code]
+        need = {job.target: job.target.pages_at(job.every_s) / job.every_s for job in mine}
         loads = [sum(need[target] for target in need if homes[target] == name) for name in names]
         assert max(loads) - min(loads) <= max(need.values()) + 1e-9
 

@@ -133,10 +133,11 @@ async def parted(redis: Redis, stream: str, position: int, parts: Parts | None =
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     if not position:
         return None
-    together = client.pipeline(transaction=True)  # else a trim between the two looks like a loss
-    together.xinfo_stream(stream)
-    together.xrange(stream, unpacked(position), unpacked(position))
-    facts, there = await together.execute(raise_on_error=False)
+    # in this order, else a trim between the two looks like a loss; no MULTI, which a full Redis refuses even to look
+    asking = client.pipeline(transaction=False)
+    asking.xrange(stream, unpacked(position), unpacked(position))
+    asking.xinfo_stream(stream)
+    there, facts = await asking.execute(raise_on_error=False)
     if isinstance(facts, ResponseError):
         if "no such key" not in str(facts):
             raise facts

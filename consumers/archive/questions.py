@@ -299,10 +299,10 @@ async def _differing(redis: Redis, prefix: str, archive: _TrArchive, durable: st
     start = keys.of(tr, "snapshot", "")
     async for key in client.scan_iter(match=f"{start}*", count=500):
         target = f"{tr}?{key.removeprefix(start)}"
-        together = client.pipeline(transaction=True)
-        together.xrange(keys.of(tr, "changes"), f"({durable}", "+", count=PAGE)
-        together.hgetall(key)
-        on_its_way, snapshot = await together.execute()
+        asking = client.pipeline(transaction=False)  # in this order: what is committed meanwhile is on its way
+        asking.hgetall(key)
+        asking.xrange(keys.of(tr, "changes"), f"({durable}", "+", count=PAGE)
+        snapshot, on_its_way = await asking.execute()
         if len(on_its_way) == PAGE or any(fields.get("source") == f"/kiwoom/{target}" for _, fields in on_its_way):
             continue
         rows = await asyncio.to_thread(archive.folded, target)

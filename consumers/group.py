@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import DataError, RedisError
 
@@ -29,7 +28,7 @@ from consumers.clock import monotonic_s
 from consumers.hand import Hand
 from consumers.lease import Lease
 from consumers.place import Place, order
-from poller.contract import Entry, Keys, decode
+from poller.contract import Entry, Keys, entry_in
 
 BATCH = 500
 BLOCK_MS = 2_000
@@ -314,7 +313,7 @@ class Membership:
                 if stop.is_set() or not await self._redis.lrem(redrive, 1, parked_at):  # another member was faster
                     continue
                 self._redriving, own = parked_at, original(found[0][1])
-                yield [Delivery(self.tr, entry_id, own, _entry(own), redriven=True)]
+                yield [Delivery(self.tr, entry_id, own, entry_in(own), redriven=True)]
             await self._redis.xdel(parked, parked_at)
             self._log.info("entry.redriven", entry=entry_id)
 
@@ -385,7 +384,7 @@ class Membership:
                 await (self._lease.let_go() if self._alone else self._hand.give_back(MIN_IDLE_MS))
 
     def _deliveries(self, read: Any) -> Batch:
-        return [Delivery(self.tr, entry_id, fields, _entry(fields)) for entry_id, fields in _entries(read) if fields]
+        return [Delivery(self.tr, entry_id, fields, entry_in(fields)) for entry_id, fields in _entries(read) if fields]
 
 
 class _HandlerFailed(Exception):
@@ -401,13 +400,6 @@ def _entries(read: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries in the answer to a read of one stream, whichever protocol shaped it."""
     streams = read.items() if isinstance(read, dict) else read or []
     return [entry for _, entries in streams for entry in entries]
-
-
-def _entry(fields: dict[str, str]) -> Entry | None:
-    try:
-        return decode(fields)
-    except (ValidationError, ValueError, KeyError):
-        return None
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:

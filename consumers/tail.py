@@ -21,7 +21,7 @@ from rich.cells import set_cell_size
 from rich.text import Text
 
 from consumers.clock import pause
-from poller.contract import Catalogue, Entry, FieldInfo, Keys, TableInfo, decode
+from poller.contract import Catalogue, Entry, FieldInfo, Keys, TableInfo, entry_in
 
 UP, DOWN, QUIET = "bold red", "bold blue", "dim"
 MARKS = {"limit_up": ("▲", UP), "up": ("▲", UP), "limit_down": ("▼", DOWN), "down": ("▼", DOWN)}
@@ -131,7 +131,15 @@ async def follow(
         streams = found.items() if isinstance(found, dict) else found or []
         for key, entries in streams:
             if wanted := places[key].take(entries):
-                yield [decode(fields) for fields in wanted]
+                yield readable(key, wanted)
+
+
+def readable(stream: str, wanted: Iterable[dict[str, str]]) -> list[Entry]:
+    """The entries that are ours; of others a line in the log says that they are there."""
+    entries = [entry_in(fields) for fields in wanted]
+    if None in entries:
+        structlog.get_logger("tail").warning("entries.unreadable", stream=stream, entries=entries.count(None))
+    return [entry for entry in entries if entry is not None]
 
 
 def _order(stream_id: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Row = dict[str, object]
 RowKind = Literal["baseline", "added", "changed", "removed", "appended"]
@@ -198,6 +198,14 @@ def decode(fields: Mapping[Any, Any]) -> Entry:
     """
     texts = {_text(name): _text(value) for name, value in fields.items()}
     return Entry.model_validate({**texts, "data": loads(texts["data"])})
+
+
+def entry_in(fields: Mapping[Any, Any]) -> Entry | None:
+    """The entry in a stream entry's fields; None where they are not an entry of ours."""
+    try:
+        return decode(fields)
+    except (ValidationError, ValueError, KeyError):
+        return None
 
 
 def _text(value: str | bytes) -> str:

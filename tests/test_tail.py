@@ -142,6 +142,18 @@ async def test_a_reader_may_begin_with_the_oldest_entry(redis: Redis):
         break
 
 
+async def test_an_entry_that_is_not_ours_is_passed_over_and_said(redis: Redis):
+    client: Any = redis
+    await client.xadd("test:{ka20003}:changes", {"strange": "fields"})
+    await put(redis, 1)
+    with capture_logs() as logs:
+        async for entries in follow(redis, "test", ["ka20003"], from_start=True, over=lambda: False):
+            assert [one.seq for one in entries] == [1]
+            break
+
+    assert [log["event"] for log in logs] == ["entries.unreadable"]
+
+
 async def test_a_reader_begins_at_the_end_unless_asked(redis: Redis):
     """What is written while it looks for the end comes after it."""
     await put(redis, 1)

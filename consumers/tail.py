@@ -21,6 +21,7 @@ from rich.cells import set_cell_size
 from rich.text import Text
 
 from consumers.clock import pause
+from consumers.place import order
 from poller.contract import Catalogue, Entry, FieldInfo, Keys, TableInfo, entry_in
 
 UP, DOWN, QUIET = "bold red", "bold blue", "dim"
@@ -81,11 +82,9 @@ class Place:
             facts, there = {"last-generated-id": START, "first-entry": None}, []
         last, first = facts["last-generated-id"], facts["first-entry"]
         deleted = facts.get("max-deleted-entry-id", START)
-        kept = (
-            first is not None and _order(first[0]) <= _order(self.position) and _order(deleted) < _order(self.position)
-        )
+        kept = first is not None and order(first[0]) <= order(self.position) and order(deleted) < order(self.position)
         another = there[0][1].get("id", "") != self._entry if there else kept
-        if _order(last) >= _order(self.position) and not another:
+        if order(last) >= order(self.position) and not another:
             return
         had, self.position = self.position, await self._common(client)
         structlog.get_logger("tail").warning(
@@ -140,11 +139,6 @@ def readable(stream: str, wanted: Iterable[dict[str, str]]) -> list[Entry]:
     if None in entries:
         structlog.get_logger("tail").warning("entries.unreadable", stream=stream, entries=entries.count(None))
     return [entry for entry in entries if entry is not None]
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    milliseconds, _, number = stream_id.partition("-")
-    return int(milliseconds), int(number)
 
 
 def _place(fields: dict[str, str]) -> tuple[int, int]:

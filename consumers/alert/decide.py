@@ -31,6 +31,7 @@ from redis.exceptions import RedisError, ResponseError
 from consumers.alert.rules import Decision, Rule, State, Tick, iso, next_due, retire, steps
 from consumers.clock import utc_now
 from consumers.group import Batch, LeaseLost, Membership, NotTheEntry
+from consumers.place import order
 from poller.contract import Catalogue, Keys, dumps, loads
 
 GROUP = "alert"
@@ -133,10 +134,10 @@ class Decider:
         """Decide on a batch and write that down. What was decided before is passed over, unless it is redriven."""
         async with self._lock:
             for attempt in range(TRIES):
-                repeated = any(_order(one.stream_id) <= _order(self._position) for one in batch)
+                repeated = any(order(one.stream_id) <= order(self._position) for one in batch)
                 if self._version is None or (repeated and not attempt):  # or the server has gone back, unnoticed
                     await self._load()
-                new = [one for one in batch if one.redriven or _order(one.stream_id) > _order(self._position)]
+                new = [one for one in batch if one.redriven or order(one.stream_id) > order(self._position)]
                 if not new:
                     return
                 now, state = self._now(), self._state
@@ -145,8 +146,8 @@ class Decider:
                     state, ended = self._retire(now)
                 entries = [one.entry for one in new if one.entry is not None]
                 state, decided = steps(self._rules, state, entries, now)
-                last = max(new, key=lambda one: _order(one.stream_id))
-                position = max(self._position, last.stream_id, key=_order)
+                last = max(new, key=lambda one: order(one.stream_id))
+                position = max(self._position, last.stream_id, key=order)
                 entry_id = last.fields.get("id", "") if position == last.stream_id else ""
                 verdict = await self._commit(state, [*ended, *decided], position, entry_id=entry_id)
                 if verdict == "gone":
@@ -195,7 +196,7 @@ class Decider:
     async def _look_back(self) -> None:
         """Say so where the server has an older state than it had."""
         version, position = self._furthest
-        if (self._version or 0) < version or _order(self._position) < _order(position):
+        if (self._version or 0) < version or order(self._position) < order(position):
             await self._say_forked("alert", had=position, has=self._position)
         self._furthest = (self._version or 0, self._position)
 
@@ -263,8 +264,3 @@ class Decider:
 def _fields(one: Decision) -> list[str]:
     data = {**one.data, "notify": one.notify}  # for the sender alone: no receiver is told who else is
     return [one.id, one.source, one.type, one.subject, iso(one.time), dumps(data)]
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    milliseconds, _, number = stream_id.partition("-")
-    return int(milliseconds), int(number)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -513,6 +514,16 @@ async def handed(redis: Redis, stream_id: str, number: int, pct: int) -> Batch:
     entry: Any = fields(number, pct)
     await redis.xadd(STREAM, entry, id=stream_id)
     return [Delivery("ka20003", stream_id, entry, decode(entry))]
+
+
+def test_another_entry_under_the_same_id_is_seen_without_a_query():
+    """What stands where the last one stood that this process wrote has to be that one, whatever connection tells it."""
+    server = ModelServer(lambda: 1)
+    server.xadd(STREAM, {"id": "one"}, id="1-0")
+    asked = partial(parted, cast("Redis", ModelRedis(server)), STREAM, packed("1-0"))
+
+    assert run(asked(entry_id="one")) is None
+    assert run(asked(entry_id="other")) is not None
 
 
 def test_a_server_without_memory_can_still_be_asked():

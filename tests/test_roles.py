@@ -492,7 +492,7 @@ class Killer:
         """The rows are in the archive; their acknowledgement never arrives."""
         self.proxy.hold_requests(self.marked(rb"^\*\d+\r\n\$4\r\nEVAL\r\n", rb":position:archive\r\n"))
         (tr,) = await self.kill_held(rb"\{(ka\d{5})\}:changes")
-        (entry,) = self.found(rb"\r\narchive\r\n\$\d+\r\n(\d+-\d+)\r\n")
+        (entry,) = self.found(rb"\r\narchive\r\n\$\d+\r\n\d+\r\n\$\d+\r\n(\d+-\d+)\r\n")
         logs = [*(self.line.archive / tr).glob("*/_delta_log"), self.line.archive / "notices" / "_delta_log"]
         archived = {one for log in logs for one in pl.read_delta(str(log.parent))["stream_id"]}
         assert entry in archived, "it was to be acknowledged before it was archived"

@@ -39,7 +39,7 @@ def test_every_promise_survives_every_storm(seeds: range):
     if len(seeds) == CHUNK:  # else all of it would hold of nothing
         assert happened.keys() >= {trouble.__name__ for trouble in TROUBLES}
         assert happened["published"] > 50 * CHUNK
-        assert happened["lost by a server"] > CHUNK
+        assert happened["lost by a server"] > 5
 
 
 @pytest.mark.soak

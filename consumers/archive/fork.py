@@ -124,11 +124,13 @@ def reached(tables: Mapping[str, DeltaTable], stream: str) -> int:
     return max(delta.transaction_version(name) or 0 for delta in tables.values())
 
 
-async def parted(redis: Redis, stream: str, position: int, parts: Parts | None = None) -> Stream | None:
+async def parted(
+    redis: Redis, stream: str, position: int, parts: Parts | None = None, *, entry_id: str = ""
+) -> Stream | None:
     """What the stream says of itself if it is not the one that was read to this position; None if it is.
 
-    It is another if it ends before the position, or if the entry at the position is gone that nobody can have trimmed;
-    with `parts`, which costs a query, also if another entry stands there.
+    It is another if it ends before the position, or if the entry at the position is gone that nobody can have trimmed,
+    or if another entry stands there: than the one of `entry_id`, or, which costs a query, than any in `parts`.
     """
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     if not position:
@@ -149,7 +151,9 @@ async def parted(redis: Redis, stream: str, position: int, parts: Parts | None =
     trimmed = before and not whole
     exact = position & MAX_NUMBER < MAX_NUMBER
     gone = not trimmed and not there
-    if not gone and there and parts is not None:
+    if there and entry_id:
+        gone = there[0][1].get("id") != entry_id
+    elif there and parts is not None:
         known = await asyncio.to_thread(parts.between, there[0][0], there[0][0])
         gone = not known & {there[0][1].get("id"), there[0][0]}
     if position > last or (exact and gone):

@@ -41,7 +41,7 @@ from redis.exceptions import RedisError, ResponseError
 from consumers.archive import fork
 from consumers.archive.fork import GROUP, quoted
 from consumers.archive.settings import ArchiveSettings
-from consumers.archive.tables import NOTICES, UNREADABLE, Column, Line, arrow, declared, placed
+from consumers.archive.tables import NOTICES, UNREADABLE, Column, Line, arrow, declared, packed, placed
 from consumers.clock import utc_now
 from consumers.group import BATCH, Batch, LeaseLost, Membership
 from poller.contract import Catalogue, Keys, TrInfo
@@ -260,6 +260,8 @@ class _TrArchiver:
         self._stream = self._keys.of(tr.tr, "changes")
         self._member = Membership(redis, prefix, tr.tr, GROUP, name, alone=True, joined=self._come_back)
         self._tables: dict[str, ArchiveTable] = {}
+        self._last = "0-0", ""
+        """The last entry that this process wrote: where it stands, and the id it has of itself."""
         self._log = structlog.get_logger("archive").bind(tr=tr.tr)
         self._stop = asyncio.Event()
 
@@ -284,6 +286,7 @@ class _TrArchiver:
                 if await self._see_fork():  # a server that came back while nobody was talking to it breaks nothing
                     raise LeaseLost("the server has lost entries: its stream is read again from the start")
                 await asyncio.to_thread(self._write, batch, written)
+                self._last = batch[-1].stream_id, batch[-1].fields.get("id", "")
         finally:
             self._rows.update(written)
         await self._gather(batch)
@@ -297,7 +300,8 @@ class _TrArchiver:
         tables = {name: table.delta for name, table in self._tables.items()}
         position = fork.reached(tables, self._stream)
         parts = fork.Parts(tables, self._tr.tr) if closely else None
-        found = await fork.parted(self._redis, self._stream, position, parts)
+        entry_id = self._last[1] if packed(self._last[0]) == position else ""
+        found = await fork.parted(self._redis, self._stream, position, parts, entry_id=entry_id)
         if found is None:
             return False
         seen = await fork.seen(self._redis, self._stream, tables, self._tr.tr, position, found)

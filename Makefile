@@ -14,7 +14,7 @@ demo: $(READY)  ## the whole line on a simulated market; FOR=30 ends it after 30
 test: $(READY) lint test-only  ## what CI runs: format, lint, types, every test
 
 test-only: $(READY)
-	$(BIN)/pytest -m "not soak" $(TESTS)
+	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

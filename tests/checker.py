@@ -406,15 +406,14 @@ class Walk:
         return rows
 
 
-def walks_in(ledger: Path) -> dict[str, list[Walk]]:
+def walks_in(ledger: Path, resets: Mapping[str, datetime]) -> dict[str, list[Walk]]:
     """The whole walks of each target, in the order in which they were served; spoiled and refused ones are left out."""
-    whole: dict[str, list[Walk]] = {}
+    served: dict[str, list[Walk]] = {}
     walking: dict[str, Walk] = {}
 
     def finish(target: str) -> None:
-        walk, done = walking.pop(target, None), whole.setdefault(target, [])
-        if walk is not None and walk.is_whole(done[-1] if done else None):
-            done.append(walk)
+        if walk := walking.pop(target, None):
+            served.setdefault(target, []).append(walk)
 
     for text in ledger.read_text("utf-8").splitlines():
         line = json.loads(text)
@@ -433,18 +432,33 @@ def walks_in(ledger: Path) -> dict[str, list[Walk]]:
         walk.next_key = line["next_key"] if line["cont_yn"] == "Y" else ""
     for target in list(walking):
         finish(target)
+    whole = {target: _whole(walks, resets.get(target)) for target, walks in served.items()}
     return {target: walks for target, walks in whole.items() if walks}
 
 
-def expected_rows(walks: Sequence[Walk], reset_at: datetime) -> Tables:
-    """What a snapshot holds after these walks: the last one, of sliding windows all that was served since the reset.
-
-    The walk that led to the reset is the last one that began before it.
+def _whole(walks: Sequence[Walk], reset_at: datetime | None) -> list[Walk]:
+    """The whole ones. The walk of the reset need not reach back: what was served before it may never have been stored,
+    as when a poller is killed before its first commit.
     """
+    of_reset = None if reset_at is None else walks[_place_of_reset(walks, reset_at)]
+    whole: list[Walk] = []
+    for walk in walks:
+        if walk.is_whole(whole[-1] if whole and walk is not of_reset else None):
+            whole.append(walk)
+    return whole
+
+
+def _place_of_reset(walks: Sequence[Walk], reset_at: datetime) -> int:
+    """Where the walk is that led to the reset: the last one that began before it."""
+    slack = timedelta(milliseconds=1)  # the stream's times are cut to milliseconds
+    return max((place for place, walk in enumerate(walks) if walk.began <= reset_at + slack), default=0)
+
+
+def expected_rows(walks: Sequence[Walk], reset_at: datetime) -> Tables:
+    """What a snapshot holds after these walks: the last one, of sliding windows all that was served since the reset."""
     if not any(table["mode"] == "append" for table in walks[-1].tables):
         return walks[-1].rows()
-    slack = timedelta(milliseconds=1)  # the stream's times are cut to milliseconds
-    first = max((place for place, walk in enumerate(walks) if walk.began <= reset_at + slack), default=0)
+    first = _place_of_reset(walks, reset_at)
     rows: Tables = {}
     for walk in walks[first:]:
         appended = {f"{table['table']}/" for table in walk.tables if table["mode"] == "append"}
@@ -510,7 +524,7 @@ def check(
         _check_fold(folded, snapshots)
         checked.rows = sum(map(len, snapshots.values()))
         if ledger is not None:
-            checked.walks = _check_served(snapshots, walks_in(ledger), resets)
+            checked.walks = _check_served(snapshots, walks_in(ledger, resets), resets)
         checked.texts = check_secrets(server, prefix, secrets, files)
     finally:
         server.close()

@@ -355,7 +355,7 @@ class Killer:
     async def next_poller(self) -> None:
         """A successor on the same machine sees that the holder of the lease is dead, and waits for no lease to end."""
         following = self.story.poll(self.proxy.url)
-        await until(lambda: following.said("lead.taken"), f"{following.name} to take over:\n{following.err}", 8.0)
+        await until(lambda: following.said("lead.taken"), f"{following.name} to take over:\n{following.err}")
 
     def is_commit(self, command: bytes) -> bool:
         """Whether it publishes rows; if so its entries' ids are remembered, but for their number."""

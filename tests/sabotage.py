@@ -217,8 +217,14 @@ def noticed_by(one: Break) -> tuple[int, str]:
 
 
 def main(words: list[str]) -> int:
-    """Break one after the other. Returns 1 if a break was not noticed, or the tests could not be run."""
+    """Break one after the other. Returns 1 if a break was not noticed, or the tests could not be run; 2 for a word that
+    names none.
+    """
     chosen = [one for one in BREAKS if not words or any(word in one.protection for word in words)]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(one.protection for one in BREAKS))
+        print(f"no protection is called {' or '.join(words)}; there are: {known}", file=sys.stderr)
+        return 2
     slept = []
     for one in chosen:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests import chaos_checker
-from tests.chaos import World, judged, told
+from tests.chaos import judged, live, told
 from tests.chaos_checker import Archive, Archived, Entries, Fields, Left, Lost, Rule
 from tests.chaos_plan import CUT_OFF, LANES, plan
 
@@ -31,7 +31,7 @@ RULE = Rule("below 0", TR, "indices", "change_pct", "<", "0")
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(sys.platform != "linux", reason="the full disk is a limit that is set on a running process")
 async def test_a_dozen_kills_of_real_processes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    report = await World(tmp_path, "everysec", kills=12, seed=1).run()
+    report = await live(tmp_path, "everysec", kills=12, seed=1)
 
     told(report, "everysec")
     assert judged([report], 12) == []

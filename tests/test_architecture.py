@@ -34,6 +34,7 @@ PURE = [
             "suspects",
             "findings",
             "trouble",
+            "routes",
         )
     ),
     *(f"poller/trs/{path.name}" for path in (ROOT / "poller" / "trs").glob("*.py")),

@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
@@ -26,7 +24,7 @@ from poller.commands import fitting
 from poller.errors import GiveUp, HeldBack, TryLater
 from poller.gate import Gates
 from poller.grid import Job
-from poller.keyring import KeyRing, spread
+from poller.keyring import KeyRing
 from poller.service import Bus, open_desk, rereading
 from poller.settings import ConfigError, KiwoomSettings, Secrets, Settings, read_keys
 from poller.trouble import Window
@@ -137,39 +135,6 @@ def said(logs: list[Any], *names: str) -> list[str]:
 
 
 # --- who asks for what
-
-
-def needs(homes: dict[Any, str], jobs: Sequence[Job]) -> Counter[tuple[str, str]]:
-    found: Counter[tuple[str, str]] = Counter()
-    for job in jobs:
-        found[job.target.tr.code, homes[job.target]] += round(1000 * job.target.pages / job.every_s)
-    return found
-
-
-def test_each_report_is_spread_evenly_over_the_keys():
-    homes = spread(PLAN, ["a", "b"])
-
-    assert needs(homes, PLAN) == {
-        ("ka20003", "a"): 100,
-        ("ka20003", "b"): 100,
-        ("ka20001", "a"): 300,
-        ("ka20001", "b"): 300,
-    }
-
-
-@given(st.permutations(PLAN), st.lists(st.floats(1, 1000), min_size=len(PLAN), max_size=len(PLAN)), st.integers(1, 4))
-def test_a_spread_is_the_same_in_any_order_and_no_key_bears_more_than_one_target_too_much(shuffled, intervals, count):
-    names = [f"key-{number}" for number in range(count)]
-    every_s = dict(zip((job.target for job in PLAN), intervals, strict=True))
-    jobs = [Job(job.target, every_s[job.target]) for job in PLAN]
-    homes = spread(jobs, names)
-
-    assert homes == spread([Job(job.target, every_s[job.target]) for job in shuffled], names)
-    for code in ("ka20003", "ka20001"):
-        mine = [job for job in jobs if job.target.tr.code == code]
-        need = {job.target: job.target.pages_at(job.every_s) / job.every_s for job in mine}
-        loads = [sum(need[target] for target in need if homes[target] == name) for name in names]
-        assert max(loads) - min(loads) <= max(need.values()) + 1e-9
 
 
 def test_check_proves_the_plan_for_every_key_and_with_one_key_says_what_it_always_said():
@@ -342,6 +307,31 @@ def test_a_replaced_key_takes_effect_on_a_reload(office: Office, logs: list[Any]
     assert "key-new" not in str(logs)
 
 
+def test_a_key_that_is_replaced_while_it_is_refused_is_not_held(office: Office, logs: list[Any]):
+    """The refusal was its predecessor's."""
+    named = ["key-old"]
+
+    async def story(scene: Scene) -> None:
+        def replaced_meanwhile(key: str, tr: str) -> httpx.Response | None:
+            if key == "key-new":
+                return None
+            named[:] = ["key-new"]
+            scene.ring.reload_keys()
+            return REFUSED
+
+        broker = scene.broker("key-old")
+        broker.reread = lambda: (SecretStr(named[0]), SecretStr("s"))
+        office.answer = replaced_meanwhile
+        async with KeyRing({"desk": broker}, scene.clock) as ring:
+            scene.ring = ring
+            assert await scene.ask(INDICES[0]) is None
+
+    Scene(office).play(story)
+
+    assert said(logs, "key.held", "key.replaced") == ["key.replaced"]
+    assert office.keys == ["key-old", "key-new"]
+
+
 def test_a_file_is_read_again_before_each_token(office: Office, tmp_path):
     file = tmp_path / "app"
     file.write_text("key-old", "utf-8")
@@ -385,7 +375,7 @@ def test_after_its_pause_one_request_tries_and_the_others_wait_for_what_it_finds
     async def story(scene: Scene) -> None:
         for _ in range(5):
             await scene.ask_all(QUOTES[:1])
-        assert "ka20001" in scene.ring._every_s
+        assert "ka20001" in scene.ring._outages._every_s
         assert json.loads(scene.ring.breakers("ka20001"))[0]["key"] == "a"
         await asyncio.sleep(16)
         office.asked.clear()

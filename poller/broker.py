@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 
 from poller.auth import Token, Tokens, token_of
 from poller.clock import Clock
-from poller.errors import GiveUp, NotAsked, NotWhole, SignInAgain, SkipTarget, TryLater, raise_for_answer
+from poller.errors import GiveUp, NotAsked, NotLeading, NotWhole, SignInAgain, SkipTarget, TryLater, raise_for_answer
 from poller.gate import AT_ONCE, Deadline, Gates
 from poller.rows import Page
 from poller.trs.base import Append, Target
@@ -259,7 +259,7 @@ class Broker:
         async with self._gates.of(api_id).slot(deadline):
             self.check()
             if not self.may_send():
-                raise NotAsked("another poller may lead by now: nothing is asked")
+                raise NotLeading("another poller may lead by now: nothing is asked")
             self.counts.requests += 1
             try:
                 response = await self._http.post(

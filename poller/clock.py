@@ -7,6 +7,9 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
+COUNTS_ON = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""On Linux the usual clock stands still while the machine sleeps (clock_gettime(2)), and a lease does not."""
+
 
 async def pause(seconds: float) -> None:
     """Sleep, where there is nothing to wait for but time."""
@@ -21,8 +24,8 @@ class Clock:
         return datetime.now(UTC)
 
     def monotonic_s(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
+        """Seconds that never go back, those in which the machine slept included."""
+        return time.clock_gettime(COUNTS_ON)
 
     async def wait(self, event: asyncio.Event, timeout_s: float) -> bool:
         """Wait for an event, at most that long; whether it happened."""

@@ -7,7 +7,7 @@
 -- ARGV  fence, epoch, version before, version after, commit id, id prefix, source, time, clear (1 or 0),
 --       then four lists, each led by its length: state fields and values, row names and values, row names to delete,
 --       entries (type, subject, data)
--- Returns {verdict, number}: ok seq | again seq | fenced 0 | restarted 0 | stale version | type 0
+-- Returns {verdict, number}: ok seq | again seq | fenced 0 | restarted 0 | stale version | type which key
 --
 -- restarted: this server is not the one on which the epoch began (it was started again, or is a replica that took over),
 -- so it may have lost what somebody has read by now. An entry that takes the place of a lost one needs a new epoch.
@@ -16,13 +16,11 @@ local meta, changes, snapshot, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fence, epoch, version_before, version_after, commit_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local id_prefix, source, time, clear = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 
-local function is_or_may_be(key, wanted)
-  local found = redis.call('TYPE', key).ok
-  return found == wanted or found == 'none'
-end
-if not (is_or_may_be(meta, 'hash') and is_or_may_be(changes, 'stream')
-    and is_or_may_be(snapshot, 'hash') and is_or_may_be(state, 'hash')) then
-  return {'type', 0}
+for place, wanted in ipairs({'hash', 'stream', 'hash', 'hash'}) do
+  local found = redis.call('TYPE', KEYS[place]).ok
+  if found ~= wanted and found ~= 'none' then
+    return {'type', place}
+  end
 end
 
 local reign = redis.call('HMGET', meta, 'fence', 'epoch', 'seq', 'server')

@@ -51,6 +51,10 @@ class NotAsked(TryLater):
     """The broker was not asked, for a reason of our own: it says nothing about the broker."""
 
 
+class NotLeading(NotAsked):
+    """Not asked, because the lease has run out: this process was paused, or the server is away."""
+
+
 class HeldBack(NotAsked):
     """Not asked, because of trouble that somebody has noticed, told and keeps trying."""
 

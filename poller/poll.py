@@ -94,7 +94,8 @@ class Watched:
 
     async def load(self) -> Known:
         """What was last committed; if that is older than what we saw committed, an epoch begins and a reset follows."""
-        self.epoch = self._desk.store.epochs[self.target.tr.code]  # before the load: what is older is loaded once more
+        # before the load: what is older is loaded once more. Who only looks leads nothing, in no epoch
+        self.epoch = self._desk.store.epochs.get(self.target.tr.code, 0)
         known = await self._desk.store.load(self.target)
         if known.version < self._committed_version and not self._rolled_back:
             self._log.warning("store.rolled_back", had=self._committed_version, has=known.version)

@@ -23,7 +23,14 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -38,6 +45,9 @@ LEASE_S = 10.0
 RETRY_S = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
 """Pauses before the tries of one commit."""
 
+PASSING = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+"""Refusals that end without us: a script that takes long, a full disk at the server, replicas that are away."""
+
 SCRIPTS = Path(__file__).parent
 
 
@@ -50,7 +60,10 @@ class StoreDown(StoreError):
 
 
 class StoreFull(StoreError):
-    """The server is out of memory and refused the write before it began."""
+    """The server is out of memory: it refuses a write before that begins."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is out of memory: raise its maxmemory, or lower [bus] max_bytes and retention")
 
 
 class Fenced(StoreError):
@@ -84,6 +97,9 @@ class UnfitStore(StoreError):
 def connect(url: str, *, name: str = "sectorwire-poller", max_connections: int = 16) -> Redis:
     """A client whose retries, time-outs and protocol are ours, not the library's defaults (which repeat writes).
 
+    Bytes that are not UTF-8 are read as lone surrogates, and written as what they were: one entry of another program
+    must not end whoever reads the stream.
+
     Raises ValueError for a URL it cannot read.
     """
     pool = BlockingConnectionPool.from_url(
@@ -96,6 +112,7 @@ def connect(url: str, *, name: str = "sectorwire-poller", max_connections: int =
         health_check_interval=15,
         protocol=2,
         decode_responses=True,
+        encoding_errors="surrogateescape",
         client_name=name,
     )
     return Redis.from_pool(pool)  # which closes the pool with the client
@@ -105,7 +122,7 @@ def connect(url: str, *, name: str = "sectorwire-poller", max_connections: int =
 class Lead:
     """A poller's claim to lead: a token that only grows, and a nonce that tells this process from any other.
 
-    The nonce names host and process, so that a successor on the same machine need not wait for a dead one's lease.
+    The nonce names machine and process, so that a successor there need not wait for a dead one's lease.
     """
 
     token: int
@@ -120,27 +137,35 @@ _ours: set[str] = set()
 
 
 def new_nonce() -> str:
-    """Host, process and chance: no two pollers ever share one."""
-    nonce = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    """Machine, process and chance: no two pollers ever share one."""
+    nonce = f"{this_machine()}.{os.getpid()}.{secrets.token_hex(4)}"
     _ours.add(nonce)
     return nonce
+
+
+def this_machine() -> str:
+    """Where process ids mean something: a host and, on Linux, a namespace, since containers may share a host's name."""
+    namespace = 0
+    with suppress(OSError):
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return f"{socket.gethostname()}.{namespace}"
 
 
 def died_here(holder: str) -> bool:
     """Whether the holder of a lease was a process of this machine that is gone."""
     nonce = holder.partition(":")[2]
-    host, _, rest = nonce.rpartition(".")[0].rpartition(".")
-    if host != socket.gethostname() or not rest.isdigit():
+    machine, _, pid = nonce.rpartition(".")[0].rpartition(".")
+    if machine != this_machine() or not pid.isdigit():
         return False
-    if int(rest) == os.getpid():
+    if int(pid) == os.getpid():
         return nonce not in _ours
     try:
-        os.kill(int(rest), 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return _is_zombie(int(rest))
+    return _is_zombie(int(pid))
 
 
 def _is_zombie(pid: int) -> bool:
@@ -159,6 +184,8 @@ class Store:
         self.nonce = new_nonce()
         self.rng = random.Random()  # noqa: S311 -- spreads retries, guards nothing
         self.lead: Lead | None = None
+        self.is_full = False
+        """Whether the server had no memory left when the lease was taken or renewed last."""
         self.epochs: dict[str, int] = {}
         self._latest: dict[str, int] = {}
         """The latest epoch we have seen of each TR, whatever the server still knows."""
@@ -173,10 +200,10 @@ class Store:
         Raises StoreDown, or UnfitStore where the snapshot is a newer program's.
         """
         tr = target.tr.code
-        state = await self._ask(self.redis.hgetall(self.keys.of(tr, "state", target.query)))
+        state = await self._hash(self.keys.of(tr, "state", target.query))
         if int(state.get("revision") or 0) > target.tr.revision:
             raise _too_old(target.tr, state["revision"])
-        rows = await self._ask(self.redis.hgetall(self.keys.of(tr, "snapshot", target.query)))
+        rows = await self._hash(self.keys.of(tr, "snapshot", target.query))
         return known_of(target, state, rows)
 
     async def commit(self, commit: Commit, also: Mapping[str, str]) -> int:
@@ -202,7 +229,7 @@ class Store:
         if verdict == "stale":
             raise Stale(target, commit.version_before, int(number))
         if verdict == "type":
-            raise UnfitStore(f"a key under {keys[0].rpartition(':')[0]} is not of our type: set another [bus] prefix")
+            raise _foreign(keys[int(number) - 1])
         return int(number)
 
     async def note(self, target: Target, fields: Mapping[str, str]) -> None:
@@ -243,11 +270,11 @@ class Store:
                 raise _too_old(tr, revision)
             token = max(token, int((fence or "0").partition(":")[0]))
         lead = Lead(token + 1, self.nonce)
-        holder, left_ms = await self._lease(lead, "")
+        holder, left_ms = await self._lease(lead, replaces=str(self.lead or ""))
         if holder != str(lead) and died_here(holder):
-            holder, left_ms = await self._lease(lead, holder)
+            holder, left_ms = await self._lease(lead, replaces=holder)
         if holder != str(lead):
-            return max(0.05, int(left_ms) / 1000)
+            return max(0.05, left_ms / 1000)
         self.lead = lead
         for tr in trs:
             await self.begin_epoch(tr, now_ms)
@@ -257,15 +284,14 @@ class Store:
         """Keep the lead; False once it is another's. Raises StoreDown."""
         if self.lead is None:
             return False
-        holder, _ = await self._lease(self.lead, "")
-        return bool(holder == str(self.lead))
+        holder, _ = await self._lease(self.lead)
+        return holder == str(self.lead)
 
     async def give_up_lead(self) -> None:
         """Let a successor follow at once; best effort, the lease runs out anyway."""
         if self.lead is not None:
             with suppress(StoreError):
-                if await self._ask(self.redis.get(self.keys.leader)) == str(self.lead):
-                    await self._ask(self.redis.delete(self.keys.leader))
+                await self._lease(self.lead, life_s=0)
         self.lead = None
 
     async def begin_epoch(self, tr: TR, now_ms: int) -> int:
@@ -280,8 +306,13 @@ class Store:
             raise Fenced(tr.code)
         if verdict == "newer":
             raise _too_old(tr, epoch)
+        if verdict == "evicts":
+            raise UnfitStore(
+                f"the server throws entries away when it is full (maxmemory-policy {epoch}): set it to noeviction in "
+                "its configuration, or with CONFIG SET maxmemory-policy noeviction"
+            )
         if verdict == "type":
-            raise UnfitStore(f"{key} is not of our type: set another [bus] prefix")
+            raise _foreign(key)
         self.epochs[tr.code] = self._latest[tr.code] = int(epoch)
         return int(epoch)
 
@@ -291,10 +322,19 @@ class Store:
         removed, size = await self._ask(self._scripts["trim"](keys=[key], args=[keep_from_ms, share]))
         return int(removed), int(size)
 
-    async def _lease(self, lead: Lead, replaces: str) -> tuple[str, int]:
-        call = self._scripts["lease"](keys=[self.keys.leader], args=[str(lead), int(LEASE_S * 1000), replaces])
-        holder, left_ms = await self._ask(call)
+    async def _lease(self, lead: Lead, *, replaces: str = "", life_s: float = LEASE_S) -> tuple[str, int]:
+        call = self._scripts["lease"](keys=[self.keys.leader], args=[str(lead), int(life_s * 1000), replaces])
+        holder, left_ms, full = await self._ask(call)
+        self.is_full = bool(full)
         return str(holder), int(left_ms)
+
+    async def _hash(self, key: str) -> dict[str, str]:
+        try:
+            return dict(await self._ask(self.redis.hgetall(key)))
+        except UnfitStore as error:
+            if "WRONGTYPE" in str(error):
+                raise _foreign(key) from error
+            raise
 
     async def _ask(self, call: Awaitable[Any]) -> Any:  # whatever the command answers
         """One command, one try."""
@@ -302,7 +342,10 @@ class Store:
             return await call
         except AuthenticationError as error:  # redis-py counts it among the connection errors
             raise UnfitStore(f"the server refused us ({error}): check user and password in REDIS_URL") from error
-        except (OutOfMemoryError, ReadOnlyError, ResponseError) as error:
+        except ResponseError as error:
+            if isinstance(error, ReadOnlyError):  # it was the primary: a new connection may find the one that is
+                with suppress(RedisConnectionError, OSError):
+                    await self.redis.connection_pool.disconnect(inuse_connections=False)
             raise _refused(error) from error
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StoreDown(f"the server does not answer: {error}") from error
@@ -332,12 +375,16 @@ def _too_old(tr: TR, revision: str) -> UnfitStore:
     )
 
 
+def _foreign(key: str) -> UnfitStore:
+    return UnfitStore(f"the key {key} holds what is not ours: rename or delete it, or set another [bus] prefix")
+
+
 def _refused(error: ResponseError) -> StoreError:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
-        return StoreFull("the server is out of memory: raise its maxmemory, or lower [bus] max_bytes and retention")
-    if isinstance(error, ReadOnlyError) or text.startswith(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")):
-        return StoreDown(f"the server does not take writes now: {text}")
+        return StoreFull()
+    if isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError)) or text.startswith(PASSING):
+        return StoreDown(f"the server does not do it now: {text}")
     return UnfitStore(f"the server refused: {text}")
 
 

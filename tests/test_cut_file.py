@@ -12,7 +12,6 @@ import asyncio
 import os
 import random
 import re
-import socket
 import subprocess
 from collections import Counter
 from contextlib import suppress
@@ -41,7 +40,7 @@ from poller.session import KST, Calendar
 from poller.simulator.clock import MarketClock
 from poller.simulator.ledger import Ledger
 from poller.simulator.server import Simulator, SimulatorSettings
-from poller.store import Store, connect
+from poller.store import Store, connect, this_machine
 from poller.upkeep import Upkeep
 from tests import checker
 from tests.conftest import broker_for
@@ -114,7 +113,7 @@ class Process:
     def __init__(self, life: Life, number: int) -> None:
         self._life, self._redis, self._stop = life, connect(life.server.url), asyncio.Event()
         self.store = Store(self._redis, "test")
-        self.store.nonce = f"{socket.gethostname()}.{nobodys_pid()}.{number:08x}"
+        self.store.nonce = f"{this_machine()}.{nobodys_pid()}.{number:08x}"
         self._running = asyncio.create_task(self._run())
         self.poller: Poller | None = None
 

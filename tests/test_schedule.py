@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from poller.catalogue import tr_named
+from poller.contract import loads
 from poller.grid import Job, Timing
 from poller.poll import Desk
 from poller.schedule import Poller
@@ -134,13 +136,23 @@ async def test_a_stock_that_is_gone_stops_its_target_alone(desk: Desk, office: O
 
 
 async def test_a_report_that_was_removed_stops_that_report_alone(desk: Desk, office: Office):
-    office.special[str(HYNIX.target)] = refusal("[1505:존재하지 않는 API ID입니다]")
-    office.special[str(SAMSUNG.target)] = refusal("[1505:존재하지 않는 API ID입니다]")
-    await run_until(
-        Poller([HYNIX, SAMSUNG, KOSPI], desk, KEEP_ALL), lambda: office.asked.get(str(KOSPI.target), 0) >= 4
-    )
+    """All of its targets: one that was answered until then is not asked again to hear the same."""
+    asked_then: dict[str, int] = {}
 
-    assert max(office.asked[str(HYNIX.target)], office.asked[str(SAMSUNG.target)]) == 1
+    def removed_after_the_first(asked: int) -> httpx.Response:
+        if asked == 1:
+            return httpx.Response(200, json={**OK, **PROGRAM})
+        asked_then.update(office.asked)
+        return refusal("[1505:존재하지 않는 API ID입니다]")(asked)
+
+    def much_later() -> bool:
+        return bool(asked_then) and office.asked[str(KOSPI.target)] >= asked_then.get(str(KOSPI.target), 0) + 6
+
+    office.special[str(HYNIX.target)] = removed_after_the_first
+    await run_until(Poller([HYNIX, SAMSUNG, KOSPI], desk, KEEP_ALL), much_later)
+
+    assert office.asked[str(HYNIX.target)] == 2
+    assert office.asked[str(SAMSUNG.target)] <= asked_then.get(str(SAMSUNG.target), 0) + 2  # what was under way
 
 
 async def test_a_refused_key_is_told_once_with_the_remedy_and_the_poller_keeps_trying(
@@ -276,6 +288,27 @@ async def test_a_server_that_forgot_everything_is_a_new_first_sight(redis: Redis
     assert [int(fields["seq"]) for _, fields in stream] == list(range(1, len(stream) + 1))
 
 
+async def test_what_a_poller_missed_while_its_lease_was_over_is_not_blamed_on_the_broker(
+    redis: Redis, desk: Desk, office: Office, logs: list[Any]
+):
+    """As after a pause of the whole process: it asks nothing until it knows that it still leads."""
+    poller, asked_at = Poller([KOSPI], desk, KEEP_ALL), desk.clock.now
+    over_since: list[datetime] = []
+    poller.ring.may_send = lambda: not over_since or asked_at() - over_since[0] > timedelta(seconds=30)
+
+    def seen_again() -> bool:
+        if office.asked.get(str(KOSPI.target), 0) == 2 and not over_since:
+            over_since.append(asked_at())
+        return office.asked.get(str(KOSPI.target), 0) > 4
+
+    await run_until(poller, seen_again)
+
+    entries: Any = await redis.xrange(desk.store.keys.of("ka20003", "changes"))
+    gaps = [loads(entry["data"])["reason"] for _, entry in entries if entry["type"] == "sectorwire.gap"]
+    assert gaps == ["stopped"]
+    assert events(logs, "poll.failed", "broker.lost") == []
+
+
 class TestMemory:
     """What gives way when the streams reach the ceiling."""
 
@@ -301,3 +334,23 @@ class TestMemory:
         assert (first, second) == ((False, True), (True, True))
         assert not trimmer.pauses(important)
         assert not trimmer.pauses(lesser)
+
+    async def test_a_full_server_is_led_trimmed_and_polled_for_again(self, redis: Redis, desk: Desk, logs: list[Any]):
+        """Only the leader trims, so one that could not lead there would wait for ever."""
+        key, long_ago_ms = desk.store.keys.of("ka20003", "changes"), 1_000_000_000_000
+        async with redis.pipeline(transaction=False) as many:
+            for number in range(20_000):
+                many.xadd(key, {"data": "x" * 300}, id=f"{long_ago_ms + number}-1")
+            await many.execute()
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory", str(used - 1_000_000))
+        try:
+            await run_until(Poller([KOSPI], desk, KEEP_ALL), lambda: bool(events(logs, "change.published")))
+        finally:
+            await redis.config_set("maxmemory", "0")
+
+        assert events(logs, "lead.taken", "store.lost", "store.recovered") == [
+            "store.lost",
+            "lead.taken",
+            "store.recovered",
+        ]

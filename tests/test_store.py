@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from poller.store import (
     UnfitStore,
     connect,
     died_here,
+    this_machine,
 )
 from tests.conftest import MONDAY_NOON
 from tests.servers import RealServer, free_port
@@ -138,10 +139,17 @@ async def test_a_key_of_another_type_stops_the_commit_before_its_first_write(red
     await redis.delete(key)
     await redis.set(key, "not ours")
     before = await everything(redis)
-    with pytest.raises(UnfitStore, match="prefix"):
+    with pytest.raises(UnfitStore, match=re.escape(f"the key {key} holds what is not ours")):
         await store.commit(commit(store.epochs["ka20003"]), {})
 
     assert await everything(redis) == before
+
+
+@pytest.mark.parametrize("key", [SNAPSHOT, STATE])
+async def test_a_key_of_another_type_is_named_where_it_is_read(redis: Redis, store: Store, key: str):
+    await redis.set(key, "not ours")
+    with pytest.raises(UnfitStore, match=re.escape(f"the key {key} holds what is not ours")):
+        await store.load(TARGET)
 
 
 async def test_a_full_server_stops_the_commit_before_its_first_write(redis: Redis, store: Store):
@@ -269,14 +277,14 @@ async def test_only_one_poller_leads_and_the_next_has_a_higher_token(redis: Redi
 
 async def test_a_leader_killed_on_this_machine_is_followed_at_once(redis: Redis):
     """Its lease would last ten seconds more, and nobody polls meanwhile."""
-    gone = f"7:{socket.gethostname()}.{2**22 + 1}.abcdef01"
+    gone = f"7:{this_machine()}.{2**22 + 1}.abcdef01"
     await redis.set("test:leader", gone, px=10_000)
 
     assert await Store(redis, "test").take_lead((INDICES,), NOW_MS) == 0
 
 
 def test_a_holder_is_dead_only_if_it_was_here():
-    here, parent = socket.gethostname(), os.getppid()
+    here, parent = this_machine(), os.getppid()
 
     assert died_here(f"7:{here}.{2**22 + 1}.ab")
     assert died_here(f"7:{here}.{os.getpid()}.ab")  # a predecessor with our own process id, as in containers
@@ -308,6 +316,19 @@ async def test_a_snapshot_of_a_newer_program_is_not_read(redis: Redis, store: St
 
 def test_a_lead_names_its_token_first():
     assert str(Lead(3, "host.1.ab")) == "3:host.1.ab"
+
+
+async def test_a_replica_that_took_over_and_would_evict_is_refused(tmp_path: Path):
+    """What the start found out was another server's."""
+    with RealServer(tmp_path, options=["--maxmemory-policy", "allkeys-lru"]) as server:
+        client = connect(server.url)
+        follower = Store(client, "test")
+        with pytest.raises(UnfitStore, match=r"maxmemory-policy allkeys-lru\): set it to noeviction"):
+            await follower.take_lead((INDICES,), 1)
+        await client.config_set("maxmemory-policy", "noeviction")
+
+        assert await follower.take_lead((INDICES,), 1) == 0
+        await client.aclose()
 
 
 class TestTrimming:
@@ -360,6 +381,17 @@ class TestTrimming:
 
         assert half[0] in {5, 6}
         assert (await self.left(redis))[0] == half[0] + 1
+
+    async def test_where_all_ids_share_a_millisecond_their_numbers_decide(self, redis: Redis, store: Store):
+        """The server's clock was ahead and was set right: until it is there again, all ids have its latest."""
+        ahead = "9000000000000"
+        await redis.xadd(KEYS["changes"], {"n": 0}, id=f"{ahead}-1")
+        for n in range(1, 100):
+            await redis.xadd(KEYS["changes"], {"n": n})
+        removed, _ = await store.trim(INDICES, 0, share=0.25)
+        left: Any = await redis.xrange(KEYS["changes"])
+
+        assert (removed, left[0][0]) == (74, f"{ahead}-75")
 
     async def test_a_stream_that_is_not_there_needs_nothing(self, store: Store):
         assert await store.trim(INDICES, 0) == (0, 0)

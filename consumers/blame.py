@@ -5,7 +5,7 @@ So that a healthy entry is never parked:
 * What was handed out twice is a suspect and comes alone, and only what is handed out is counted: a bad entry does not
   count against its neighbours, and a process that dies between two entries counts against none.
 * One suspect at a time is in hand in the whole process, all TRs and groups taken together: when it kills the process,
-  no other suspect was in a handler.
+  no other suspect was in a handler. One whose handler does not end holds the others up for `TURN_S`, and no longer.
 * Where the server or a disk fails, the lease is lost, the task is cancelled or the handler raises `NotTheEntry`, the
   hand-out is taken back. Without that, a server that refuses writes for four seconds would park what is healthy.
 
@@ -18,18 +18,23 @@ from __future__ import annotations
 import asyncio
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from poller.contract import Keys
 
 STACK_BYTES = 4_096
 """How much of a traceback is kept with a parked entry: its end, which names the error."""
+
+TURN_S = 60.0
+"""How long a suspect waits for its turn: a handler that does not end holds the others up, but does not stop them."""
 
 PARKED = "parked_"
 """What the loop adds to a parked entry begins so; the other fields are the entry's own."""
@@ -38,9 +43,18 @@ SCRIPTS = Path(__file__).parent
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
-def suspects_turn() -> asyncio.Lock:
-    """Held while a suspect is in a handler of this process."""
-    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+@asynccontextmanager
+async def suspects_turn() -> AsyncIterator[None]:
+    """Held while a suspect is in a handler of this process; waited for no longer than `TURN_S`."""
+    turn, mine = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()), False
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TURN_S):
+            mine = await turn.acquire()
+    try:
+        yield
+    finally:
+        if mine:
+            turn.release()
 
 
 class Blame:
@@ -55,6 +69,8 @@ class Blame:
             redis.register_script((SCRIPTS / f"{name}.lua").read_text("utf-8"))
             for name in ("park", "forgive", "repark")
         )
+        self._latest = "", ""
+        """The entry that failed last, and its stack: a full server does not keep it."""
         self._log = structlog.get_logger("group").bind(tr=tr, group=group)
 
     async def nobody(self, ids: Sequence[str], before: int) -> None:
@@ -63,7 +79,9 @@ class Blame:
 
     async def one(self, entry_id: str, error: Exception) -> None:
         """Keep the stack of an entry that failed alone, for when it is parked."""
-        await self._redis.hset(self.failing, entry_id, stack_of(error))
+        self._latest = entry_id, stack_of(error)
+        with suppress(OutOfMemoryError):
+            await self._redis.hset(self.failing, *self._latest)
 
     async def again(self, parked_at: str, entry_id: str, error: Exception) -> None:
         """What was parked, was handed out once more and failed stays parked, with the newer reason."""
@@ -74,7 +92,8 @@ class Blame:
 
     async def set_aside(self, entry_id: str, handed_out: int) -> None:
         """Park an entry that keeps failing, so that the others flow on."""
-        stack = await self._redis.hget(self.failing, entry_id) or ""
+        failed, latest = self._latest
+        stack = latest if failed == entry_id else await self._redis.hget(self.failing, entry_id) or ""
         cause = last_line(stack) or "no error was seen: the process died each time, or was killed"
         reason = f"handed out {handed_out} times and never acknowledged; {cause}"
         keys = [self._stream, self.parked, self.failing]
@@ -94,7 +113,7 @@ def stack_of(error: BaseException) -> str:
     text = re.sub(
         r"(?i)(whsec_|bearer |bot\d+:|(?:secret|password|token|key)\w*['\"]?[=:] ?['\"]?)[^\s'\",)]+", r"\1…", text
     )
-    return text.encode()[-STACK_BYTES:].decode(errors="ignore")
+    return text.encode(errors="backslashreplace")[-STACK_BYTES:].decode(errors="ignore")
 
 
 def last_line(stack: str) -> str:

@@ -47,6 +47,6 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
 end
 if position then
-  redis.pcall('SET', KEYS[2], position) -- which a full server refuses: then more comes again, and nothing is lost
+  redis.call('SET', KEYS[2], position) -- which a full server does not refuse after XACK, see hold.lua
 end
 return position

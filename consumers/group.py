@@ -21,14 +21,14 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import DataError, RedisError
+from redis.exceptions import DataError, OutOfMemoryError, ReadOnlyError, RedisError
 
 from consumers.blame import Blame, original, suspects_turn
 from consumers.clock import monotonic_s
 from consumers.hand import Hand
 from consumers.lease import Lease
 from consumers.place import Place, order
-from poller.contract import Entry, Keys, entry_in
+from poller.contract import STREAMS, Entry, Keys, entry_in
 
 BATCH = 500
 BLOCK_MS = 2_000
@@ -101,7 +101,14 @@ class Membership:
         """`part` is the stream to read: a TR's `changes`, or the `alerts` that were decided on it.
 
         `joined` is called at the start and after every lost connection, before anything is handed out.
+
+        Raises ValueError where the name of the group is one for another part, see `part_of`.
         """
+        if part != part_of(group):
+            raise ValueError(
+                f"a group called {group} reads {part_of(group)}, not {part}, since the name alone tells its keys from "
+                f"those of other groups: call it {part}-{group}"
+            )
         self._redis: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
         self.tr, self.group, self.name = tr, group, name
         keys = Keys(prefix)
@@ -116,9 +123,12 @@ class Membership:
         self._suspect: tuple[str, int] | None = None
         """The entry that is in hand alone, and how often it had been handed out before."""
         self._redriving = ""
-        """Where the entry is parked that is in hand again."""
+        """Where the entry is parked whose order we took off the list, until that is carried out or asked for again."""
         self._look_at_s = 0.0
         """When to look again for what the dead left."""
+        self._trouble: Exception | None = None
+        """What is waited out, since `_trouble_since_s`."""
+        self._trouble_since_s = 0.0
         self._log = structlog.get_logger("group").bind(tr=tr, group=group)
 
     async def consume(self, handle: Handler, stop: asyncio.Event) -> None:
@@ -142,20 +152,32 @@ class Membership:
             await self._let_go()
 
     async def _consume(self, handle: Handler, stop: asyncio.Event) -> None:
-        trouble = False
         while not stop.is_set():
             try:
                 async with aclosing(self.batches(stop)) as batches:
                     async for batch in batches:
                         await self._hand_over(batch, handle)
-                        trouble = False
+                        self._well()
             except _HandlerFailed:  # handed out again, one by one, and parked when it keeps failing
-                trouble = False
+                self._well()
             except (RedisError, OSError, LeaseLost, NotTheEntry) as error:
-                if not trouble:
-                    self._log.warning("group.waiting", error=str(error))
-                trouble = True
-            await _wait(stop, RETRY_S if trouble else 0.0)
+                await self._in_trouble(error)
+            await _wait(stop, RETRY_S if self._trouble else 0.0)
+
+    async def _in_trouble(self, error: Exception) -> None:
+        """Say it when it begins. A server that is a replica by now may have a successor at the same address."""
+        if self._trouble is None:
+            self._log.warning("group.waiting", error=str(error))
+            self._trouble, self._trouble_since_s = error, monotonic_s()
+        if isinstance(error, ReadOnlyError):  # open connections would lead to the old one for ever
+            with suppress(RedisError, OSError):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    def _well(self) -> None:
+        """A batch is done, or what is new was read: whatever was waited out is over. Said where it was trouble."""
+        if self._trouble is not None and not isinstance(self._trouble, LeaseLost):
+            self._log.info("group.recovered", after_s=round(monotonic_s() - self._trouble_since_s, 1))
+        self._trouble = None
 
     async def _hand_over(self, batch: Batch, handle: Handler) -> None:
         """Let the handler do it; where it fails, write down against whom that counts.
@@ -185,7 +207,7 @@ class Membership:
         with suppress(RedisError, OSError):  # a time-out is an OSError as well
             async with asyncio.timeout(HAND_BACK_S):
                 if batch[0].redriven:
-                    await self._redis.lpush(self._blame.redrive, self._redriving)
+                    await self._ask_again()
                 elif self._suspect is not None:
                     entry_id, before = self._suspect
                     await self._blame.nobody([entry_id], before)
@@ -195,11 +217,13 @@ class Membership:
     async def _count(self, batch: Batch, error: Exception) -> None:
         if batch[0].redriven:
             await self._blame.again(self._redriving, batch[0].stream_id, error)
+            self._redriving = ""
         elif len(batch) == 1:
             await self._blame.one(batch[0].stream_id, error)
 
     async def batches(self, stop: asyncio.Event) -> AsyncGenerator[Batch, None]:
         """Entries to handle, never empty. Asking for the next batch says that the last one is done."""
+        await self._ask_again()
         await self._join(stop)
         if stop.is_set():
             return  # whatever is pending may be another's, who is at work
@@ -225,8 +249,10 @@ class Membership:
                     async for parked in again:
                         yield parked
             batch, done = await self._next(done), []
+            self._well()
             if stop.is_set():
                 return  # what was read waits for the next start
+            await self._keep_lease()  # the answer may have come late
             if batch:
                 yield batch
                 done = batch
@@ -295,9 +321,11 @@ class Membership:
     async def _asked_for(self, stop: asyncio.Event) -> AsyncGenerator[Batch, None]:
         """Parked entries that a person wants handed out again, as they were, one by one.
 
-        Each is taken off the list first, so that one which kills the process does so once: it is still parked.
+        Each is taken off the list first, so that one which kills the process does so once: it is still parked. Where
+        the server goes away meanwhile, it is put back: at worst it is handled twice.
         """
         redrive, parked = self._blame.redrive, self._blame.parked
+        await self._ask_again()
         while not stop.is_set():
             await self._keep_lease()
             parked_at = await self._redis.lindex(redrive, 0)
@@ -310,12 +338,24 @@ class Membership:
                 await self._redis.lrem(redrive, 1, parked_at)
                 continue
             async with suspects_turn():
-                if stop.is_set() or not await self._redis.lrem(redrive, 1, parked_at):  # another member was faster
+                if stop.is_set():
+                    return
+                self._redriving, own = parked_at, original(found[0][1])  # before: the answer may be lost
+                if not await self._redis.lrem(redrive, 1, parked_at):  # another member was faster
+                    self._redriving = ""
                     continue
-                self._redriving, own = parked_at, original(found[0][1])
                 yield [Delivery(self.tr, entry_id, own, entry_in(own), redriven=True)]
             await self._redis.xdel(parked, parked_at)
+            self._redriving = ""
             self._log.info("entry.redriven", entry=entry_id)
+
+    async def _ask_again(self) -> None:
+        """Put an order back that was taken off the list and not carried out; a full server is asked later again."""
+        if self._redriving:
+            with suppress(OutOfMemoryError):
+                if self._redriving not in await self._redis.lrange(self._blame.redrive, 0, -1):
+                    await self._redis.lpush(self._blame.redrive, self._redriving)
+                self._redriving = ""
 
     async def _next(self, done: Batch) -> Batch:
         """Acknowledge what is done and read what is new, in one trip.
@@ -330,7 +370,7 @@ class Membership:
         pipeline.xpending_range(self._stream, self.group, "-", "+", 1)
         pipeline.exists(self._blame.redrive)
         *_, read, oldest, asked = await pipeline.execute()
-        self._asked = bool(asked)
+        self._asked = bool(asked or self._redriving)
         batch = self._deliveries(read)
         older = self._alone and batch and oldest and order(oldest[0]["message_id"]) < order(batch[0].stream_id)
         return [] if older else batch
@@ -343,6 +383,7 @@ class Membership:
         """Wait for the lease where there is one, and see that the group exists where it left off."""
         while self._alone and not await self._take_lease():
             left_s = await self._lease.left_s()  # it may end sooner than the next look would come
+            self._well()
             await _wait(stop, min(LEASE_S / 3, left_s + LOOK_AFTER_S))
             if stop.is_set():
                 return
@@ -385,6 +426,20 @@ class Membership:
 
     def _deliveries(self, read: Any) -> Batch:
         return [Delivery(self.tr, entry_id, fields, entry_in(fields)) for entry_id, fields in _entries(read) if fields]
+
+
+def part_of(group: str) -> str:
+    """The stream of a TR that a group of this name reads.
+
+    A group's keys (lease, position, what failed, what is parked) are named by the group alone; were there one of the
+    same name on each of two streams, they would share them, and lose entries.
+
+    >>> part_of("archive"), part_of("send"), part_of("alerts-desk")
+    ('changes', 'alerts', 'alerts')
+    """
+    if group == "send":
+        return "alerts"
+    return next((part for part in STREAMS if group.startswith(f"{part}-")), "changes")
 
 
 class _HandlerFailed(Exception):

@@ -11,18 +11,18 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from consumers.blame import original
-from poller.contract import Keys
-
-PARTS = ("changes", "alerts")
-"""The streams of a TR that groups read."""
+from poller.contract import STREAMS, Keys, printable
 
 PAGE = 500
+LAST_MS = 253_402_214_400_000
+"""The last day that a date can be: an id may lie after it."""
 
 
 class ParkedError(Exception):
@@ -31,7 +31,10 @@ class ParkedError(Exception):
 
 @dataclass(frozen=True)
 class Parked:
-    """One entry a group gave up on. `id` is where it is parked, `stream_id` where it stood in its stream."""
+    """One entry a group gave up on. `id` is where it is parked, `stream_id` where it stood in its stream.
+
+    `fields` is for people: what was not UTF-8 is a question mark there. What is handed out again is what is parked.
+    """
 
     tr: str
     group: str
@@ -41,6 +44,11 @@ class Parked:
     stack: str
     fields: dict[str, str]
     asked_for: bool
+
+    @property
+    def at(self) -> datetime:
+        """When it was parked, by the server's clock, which is in the id."""
+        return datetime.fromtimestamp(min(int(self.id.partition("-")[0]), LAST_MS) / 1000, UTC)
 
     def as_json(self) -> dict[str, Any]:
         """As `parked list --json` prints it."""
@@ -104,7 +112,8 @@ class ParkingLot:
         while page := await self._redis.xrange(key, after, "+", count=PAGE):
             for entry_id, fields in page:
                 stream_id, why, stack = (fields.get(f"parked_{name}", "") for name in ("id", "why", "stack"))
-                own, asked = original(fields), entry_id in asked_for
+                own = {printable(name): printable(text) for name, text in original(fields).items()}
+                asked = entry_id in asked_for
                 found.append(Parked(tr, group, entry_id, stream_id, why, stack, own, asked))
             after = f"({page[-1][0]}"
         return found
@@ -114,7 +123,7 @@ class ParkingLot:
         head = self._keys.of(tr, "parked", "")
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", head) + "*"
         names = {key.removeprefix(head) async for key in self._redis.scan_iter(match=pattern, count=PAGE)}
-        for part in PARTS:
+        for part in STREAMS:
             try:
                 names |= {group["name"] for group in await self._redis.xinfo_groups(self._keys.of(tr, part))}
             except ResponseError:  # no such stream yet

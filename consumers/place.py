@@ -106,6 +106,18 @@ class Place:
             self._log.error("entries.lost", ids=gone, why="trimmed before they were handled")
 
 
+def untouched(facts: Mapping[str, Any]) -> bool:
+    """Whether nothing was ever taken out of a stream, by what XINFO STREAM says of it."""
+    return bool(facts.get("entries-added") == facts["length"])
+
+
+def may_be_trimmed(stream_id: str, facts: Mapping[str, Any]) -> bool:
+    """Whether an entry that stood there may be gone without the server having lost it, by what XINFO STREAM says."""
+    first, deleted = facts["first-entry"], facts.get("max-deleted-entry-id", START)
+    outside = first is None or order(stream_id) < order(first[0]) or order(stream_id) <= order(deleted)
+    return outside and not untouched(facts)
+
+
 def order(stream_id: str) -> tuple[int, int]:
     """What ids are compared by."""
     ms, _, number = stream_id.partition("-")

@@ -21,7 +21,7 @@ from rich.cells import set_cell_size
 from rich.text import Text
 
 from consumers.clock import pause
-from consumers.place import order
+from consumers.place import may_be_trimmed, order
 from poller.contract import Catalogue, Entry, FieldInfo, Keys, TableInfo, entry_in
 
 UP, DOWN, QUIET = "bold red", "bold blue", "dim"
@@ -34,9 +34,11 @@ REMEMBERED = 10_000
 """More than any server loses: at most a second of its newest entries, or what a replica was behind."""
 
 START = "0-0"
+GAPS = {"stopped": "수집 중단", "broker": "증권사 응답 없음", "store": "저장 서버 장애", "window": "조회 범위를 벗어남"}
+"""Why a target was not seen, for people."""
 
 
-class Place:
+class Reading:
     """How far one stream was read, and the last entries of it that were handed on.
 
     No more than REMEMBERED of them: where the server loses even more, what is older than those is handed on again.
@@ -79,11 +81,9 @@ class Place:
         if isinstance(facts, ResponseError):
             if "no such key" not in str(facts):
                 raise facts
-            facts, there = {"last-generated-id": START, "first-entry": None}, []
-        last, first = facts["last-generated-id"], facts["first-entry"]
-        deleted = facts.get("max-deleted-entry-id", START)
-        kept = first is not None and order(first[0]) <= order(self.position) and order(deleted) < order(self.position)
-        another = there[0][1].get("id", "") != self._entry if there else kept
+            facts, there = {"last-generated-id": START, "first-entry": None, "length": 0}, []
+        last, trimmed = facts["last-generated-id"], may_be_trimmed(self.position, facts)
+        another = there[0][1].get("id", "") != self._entry if there else not trimmed
         if order(last) >= order(self.position) and not another:
             return
         had, self.position = self.position, await self._common(client)
@@ -111,7 +111,7 @@ async def follow(
     A lost connection is waited for; nothing is skipped then, because the position is ours. Where the server has lost
     entries meanwhile, one line in the log says so, and those that came in their place are handed on.
     """
-    places = {key: Place(key) for key in (Keys(prefix).of(tr, "changes") for tr in trs)}
+    places = {key: Reading(key) for key in (Keys(prefix).of(tr, "changes") for tr in trs)}
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     started = from_start
     while not over():
@@ -256,7 +256,8 @@ def _notice(entry: Entry) -> str:
             why = {"first": "첫 조회", "new_day": "새 거래일", "rollback": "되감김", "declaration": "새 정의"}
             return f" ⟲ {data['label']}  기준을 새로 잡음: {why.get(data['reason'], data['reason'])}"
         case "gap":
-            return f" ⚠ {data['label']}  못 본 구간 {data['from'][11:19]}–{data['to'][11:19]} ({data['reason']})"
+            why = GAPS.get(data["reason"], data["reason"])
+            return f" ⚠ {data['label']}  못 본 구간 {data['from'][11:19]}–{data['to'][11:19]} ({why})"
         case "shape":
             return f" ⚠ {data['label']}  응답 항목이 바뀜: +{data['appeared']} -{data['vanished']}"
     return f" {entry.type} {data['label']}"

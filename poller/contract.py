@@ -34,6 +34,9 @@ RESERVED = frozenset({
 })  # fmt: skip
 """Names no field of a row may have: they are columns beside it in the archive."""
 
+STREAMS = {"changes": "meta", "alerts": "alerting"}
+"""A TR's streams, which groups read: what changed, what the rules decided; beside each the hash with its `seq`."""
+
 
 class Keys:
     """The name of every key. The braces are a cluster's hash tag: all keys of a TR share a slot, so a script may too.
@@ -208,8 +211,17 @@ def entry_in(fields: Mapping[Any, Any]) -> Entry | None:
         return None
 
 
+def printable(text: str) -> str:
+    """The text with `?` for what no file and no terminal takes: lone surrogates, so bytes that were not UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    """Raises ValueError for what is not UTF-8; a client that reads such bytes at all makes lone surrogates of them."""
+    if isinstance(value, bytes):
+        return value.decode()
+    value.encode()
+    return value
 
 
 class FieldInfo(BaseModel):

@@ -4,6 +4,9 @@
 -- nobody has asked or acknowledged since it was noted. All by the server's clock. Ours never are: those named here, and
 -- those whose position is kept, under a key that begins as ARGV says and lies beside the stream.
 --
+-- Of a group that is not there any more the note is forgotten: one of the same name that somebody makes later begins
+-- anew.
+--
 -- KEYS  stream, noted (hash: stream/group -> since when in milliseconds, and how far it was then)
 -- ARGV  name of the stream, retention and time from note to removal in milliseconds, how the keys of positions begin,
 --       names of our groups
@@ -11,9 +14,11 @@
 --         first and last entry that it needs, the seq of each or nothing; how many are pending}
 
 local stream, noted = KEYS[1], KEYS[2]
-if redis.call('TYPE', stream).ok ~= 'stream' then
+local kind = redis.call('TYPE', stream).ok
+if kind ~= 'stream' and kind ~= 'none' then
   return {}
 end
+local groups = kind == 'stream' and redis.call('XINFO', 'GROUPS', stream) or {}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local retention, grace = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -28,6 +33,11 @@ local function facts_of(list)
     facts[list[i]] = list[i + 1]
   end
   return facts
+end
+
+local function note_down(field, text)
+  redis.call('HDEL', noted, field) -- so that a full server lets the script go on, see consumers/hold.lua
+  redis.call('HSET', noted, field, text)
 end
 
 local function silent_ms(group)
@@ -45,8 +55,18 @@ local function id_and_seq(entry)
   return entry[1], facts_of(entry[2])['seq'] or ''
 end
 
+local there = {}
+for _, listed in ipairs(groups) do
+  there[ARGV[1] .. '/' .. facts_of(listed)['name']] = true
+end
+for _, field in ipairs(redis.call('HKEYS', noted)) do
+  if not there[field] and string.sub(field, 1, #ARGV[1] + 1) == ARGV[1] .. '/' then
+    redis.call('HDEL', noted, field)
+  end
+end
+
 local told = {}
-for _, listed in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+for _, listed in ipairs(groups) do
   local group = facts_of(listed)
   local name = group['name']
   local field = ARGV[1] .. '/' .. name
@@ -70,13 +90,13 @@ for _, listed in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   elseif was ~= far then
     what = note and 'noted' or 'new'
     since = string.format('%.0f', now)
-    redis.call('HSET', noted, field, since .. ' ' .. far)
+    note_down(field, since .. ' ' .. far)
   else
     local noted_ms = now - tonumber(since)
     what = 'noted'
     if silent < noted_ms then -- somebody has asked when nobody looked: noted since then
       since = string.format('%.0f', now - silent)
-      redis.call('HSET', noted, field, since .. ' ' .. far)
+      note_down(field, since .. ' ' .. far)
     elseif noted_ms > grace then
       what = 'removed'
       redis.call('XGROUP', 'DESTROY', stream, name)
@@ -87,7 +107,7 @@ for _, listed in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     local first_id, first_seq = id_and_seq(first)
     local last_id, last_seq = id_and_seq(last)
-    told[#told + 1] = {what, name, since, first_id, last_id, first_seq, last_seq, group['pending']}
+    told[#told + 1] = {what, name, since or '0', first_id, last_id, first_seq, last_seq, group['pending']}
   end
 end
 return told

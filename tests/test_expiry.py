@@ -144,6 +144,41 @@ async def test_a_group_of_ours_is_never_removed(redis: Redis):
     assert sorted(await groups(redis)) == sorted([*OURS, "desk"])
 
 
+@pytest.mark.parametrize("gone", ["group", "stream"])
+async def test_a_group_that_was_made_anew_is_not_removed_for_what_was_noted_of_the_old_one(redis: Redis, gone: str):
+    await publish(redis, 1)
+    await given(redis, "theirs", 0)
+    await retentions(1)
+    noted = await trim(redis)
+    await (redis.xgroup_destroy(STREAM, "theirs") if gone == "group" else redis.delete(STREAM))
+    forgotten = await trim(redis)
+    left = await redis.exists(NOTED)
+    await publish(redis, 2)
+    await given(redis, "theirs", 0)
+    await retentions(REMOVED_AFTER)
+    anew = await trim(redis)
+
+    assert [*map(said, (noted, forgotten, anew))] == [["group.abandoned"], [], ["group.abandoned"]]
+    assert left == 0
+    assert await groups(redis) == ["theirs"]
+
+
+async def test_a_full_server_notes_and_removes_as_well(redis: Redis):
+    """What nobody reads may be what fills it."""
+    await publish(redis, 1)
+    await given(redis, "theirs", 0)
+    await retentions(1)
+    try:
+        await redis.config_set("maxmemory", 1)
+        logs = await trim(redis)
+        await retentions(REMOVED_AFTER - 1)
+        logs += await trim(redis)
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    assert said(logs) == ["group.abandoned", "group.expired"]
+
+
 async def test_a_group_that_has_everything_may_be_silent_for_ever(redis: Redis):
     await publish(redis, 1)
     await given(redis, "theirs", 1)

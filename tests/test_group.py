@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from structlog.testing import capture_logs
 
 from consumers.group import MAX_HANDED_OUT, Batch, Handler, Membership
 from poller.contract import dumps
+from poller.store import connect
+from tests.servers import RealServer
 
 STREAM, PARKED = "test:{ka20003}:changes", "test:{ka20003}:parked:desk"
 POSITION = "test:{ka20003}:position:desk"
@@ -372,6 +375,45 @@ async def test_a_full_server_can_still_be_read_down(redis: Redis, notes: Noteboo
     assert await pending(redis) == 0
 
 
+@pytest.fixture
+async def memory(redis: Redis) -> AsyncIterator[Callable[[int], Awaitable[Any]]]:
+    """Sets how many bytes the server may use; in the end as many as it likes."""
+    yield partial(redis.config_set, "maxmemory")
+    await redis.config_set("maxmemory", 0)
+
+
+async def test_a_member_that_starts_on_a_full_server_reads_its_group_down(
+    redis: Redis, notes: Notebook, memory: Callable[[int], Awaitable[Any]]
+):
+    """Whoever is started again because the server was full would else be what keeps it full."""
+    await publish(redis, 1, 2)
+    client: Any = redis
+    await client.xgroup_create(STREAM, "desk", "0")
+    await memory(1)
+    async with consuming(member(redis), notes):
+        await until(lambda: notes.seen == [1, 2])
+
+    assert await pending(redis) == 0
+
+
+async def test_an_entry_that_keeps_failing_is_parked_on_a_full_server_as_well_with_its_reason(
+    redis: Redis, notes: Notebook, memory: Callable[[int], Awaitable[Any]]
+):
+    """Nothing behind it could be trimmed while it stops its group."""
+    await publish(redis, 1, 2)
+    client: Any = redis
+    await client.xgroup_create(STREAM, "desk", "0")
+    notes.fails_on = {1}
+    await memory(1)
+    with capture_logs():
+        async with consuming(member(redis), notes):
+            await until(lambda: notes.seen == [2])
+
+    ((_, parked),) = await client.xrange(PARKED)
+    assert (parked["seq"], notes.tries[1]) == ("1", MAX_HANDED_OUT)
+    assert "ZeroDivisionError: cannot handle this" in parked["parked_why"]
+
+
 async def test_the_stack_of_an_entry_that_failed_once_is_not_kept(redis: Redis, notes: Notebook):
     await publish(redis, 1)
     notes.fails_on = {1}
@@ -386,3 +428,73 @@ async def test_the_stack_of_an_entry_that_failed_once_is_not_kept(redis: Redis, 
         await until(lambda: notes.seen == [1])
 
     assert not await redis.exists("test:{ka20003}:failing:desk")
+
+
+async def test_each_outage_is_said_when_it_begins_and_when_it_ends(
+    tmp_path: Path, notes: Notebook, monkeypatch: pytest.MonkeyPatch
+):
+    """In a quiet hour as well, when nothing comes between two of them."""
+    monkeypatch.setattr("consumers.group.RETRY_S", 0.05)
+    with RealServer(tmp_path) as server, capture_logs() as logs:
+
+        def said(event: str, times: int) -> bool:
+            return [log["event"] for log in logs].count(event) == times
+
+        async with connect(server.url) as redis, consuming(member(redis), notes):
+            for times in (1, 2):
+                server.kill()
+                await until(partial(said, "group.waiting", times))
+                await asyncio.to_thread(server.start)
+                await until(partial(said, "group.recovered", times))
+
+    assert [log["event"] for log in logs] == ["group.waiting", "group.recovered"] * 2
+
+
+async def test_a_primary_that_was_demoted_is_left_for_the_one_that_its_address_leads_to(
+    tmp_path: Path, notes: Notebook, monkeypatch: pytest.MonkeyPatch
+):
+    """A connection that is open stays with the old one, which answers READONLY for ever."""
+    monkeypatch.setattr("consumers.group.RETRY_S", 0.05)
+    notes.waits_on = {1}
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    with RealServer(tmp_path / "old") as old, RealServer(tmp_path / "new") as new:
+        ports = [new.port, old.port]
+
+        async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            theirs, to_them = await asyncio.open_connection("127.0.0.1", ports[-1])
+            with suppress(ConnectionError):
+                await asyncio.gather(_passed(reader, to_them), _passed(theirs, writer))
+
+        address = await asyncio.start_server(lead, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{address.sockets[0].getsockname()[1]}/0"
+        async with (
+            connect(url) as redis,
+            connect(old.url) as demoted,
+            connect(new.url) as promoted,
+            consuming(member(redis), notes),
+        ):
+            await publish(demoted, 1)
+            await notes.inside.wait()  # the server itself closes connections that wait for news
+            ports.pop()
+            await demoted.slaveof("127.0.0.1", new.port)
+            await publish(promoted, 2)
+            notes.go_on.set()
+            await until(lambda: notes.seen == [1, 2])
+        address.close()
+
+
+async def _passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Everything that comes, until it ends."""
+    while some := await reader.read(65_536):
+        writer.write(some)
+        await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize(("group", "part"), [("desk", "alerts"), ("send", "changes"), ("alerts-desk", "changes")])
+def test_a_group_of_one_name_cannot_read_two_parts(redis: Redis, group: str, part: str):
+    """Lease, position and what is parked are named by the group alone: two would take each other's."""
+    with pytest.raises(ValueError, match=rf"not {part}.*call it {part}-{group}"):
+        Membership(redis, "test", "ka20003", group, "one", part=part)
+    Membership(redis, "test", "ka20003", f"{part}-{group}", "one", part=part)

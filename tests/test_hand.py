@@ -264,3 +264,35 @@ async def test_what_the_dead_left_is_found_in_a_busy_hour_as_well(redis: Redis, 
 
     async with consuming(member(redis, "busy", alone=False), never_quiet):
         await until(lambda: 1 in busy.seen)
+
+
+async def test_what_comes_after_the_lease_is_over_is_not_handed_over(redis: Redis, notes: Notebook):
+    """The answer to a read may be long on its way; the other member has taken over what it brings."""
+    ours, other = member(redis), Notebook()
+    with capture_logs() as logs:
+        async with consuming(ours, notes):
+            await publish(redis, 1)
+            await until(lambda: notes.seen == [1])
+            await redis.set(ACTIVE, "another")
+            ours._lease._until_s = 0.0
+            await publish(redis, 2)
+            await until(lambda: any(log["event"] == "group.waiting" for log in logs))
+            tries = dict(notes.tries)
+            await redis.delete(ACTIVE)
+            await until(lambda: notes.seen == [1, 2])
+
+    assert (tries, other.seen) == ({1: 1}, [])
+
+
+async def test_a_handler_that_does_not_end_holds_other_suspects_up_and_does_not_stop_them(
+    redis: Redis, notes: Notebook, monkeypatch: pytest.MonkeyPatch
+):
+    """Or one of them would stop every report and every group of the process."""
+    monkeypatch.setattr("consumers.blame.TURN_S", 0.05)
+    await publish(redis, 1)
+    await given_as_a_suspect(redis)
+    async with suspects_turn():
+        async with consuming(member(redis), notes):
+            await until(lambda: notes.seen == [1])
+        async with suspects_turn():
+            pass

@@ -5,22 +5,38 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
+from structlog.testing import capture_logs
 
 from consumers.blame import STACK_BYTES, stack_of
 from consumers.group import MAX_HANDED_OUT, Batch, LeaseLost, NotTheEntry
 from consumers.parked import Parked, ParkedError, ParkingLot
+from poller.store import connect
 from sectorwire import main
 from tests.dying_group import DIED
 from tests.servers import RealServer
-from tests.test_group import PARKED, STREAM, Notebook, consuming, killed, member, notes, pending, publish, until
+from tests.test_group import (
+    PARKED,
+    STREAM,
+    Notebook,
+    consuming,
+    killed,
+    member,
+    memory,
+    notes,
+    pending,
+    publish,
+    until,
+)
 
-__all__ = ["notes"]
+__all__ = ["memory", "notes"]
 TRS = ("ka10010", "ka20003")
 
 
@@ -116,6 +132,101 @@ async def test_a_redriven_entry_waits_where_the_server_fails(redis: Redis, notes
 
     async with consuming(member(redis), handle):
         await until(lambda: notes.seen == [1, 3, 2])
+
+
+async def test_an_order_outlives_a_server_that_goes_away_in_the_middle(tmp_path: Path, notes: Notebook):
+    """It is off the list then, and cannot be put back at once."""
+    with RealServer(tmp_path, appendfsync="always") as server:
+        async with connect(server.url) as redis:
+            await parked_one(redis, notes)
+            await lot(redis).redrive("ka20003", "desk")
+            notes.fails_on = set()
+
+            async def handle(batch: Batch) -> None:
+                if batch[0].redriven and not notes.inside.is_set():
+                    server.kill()
+                    notes.inside.set()
+                    raise RedisConnectionError("gone")
+                await notes(batch)
+
+            async with consuming(member(redis), handle):
+                await notes.inside.wait()
+                await asyncio.to_thread(server.start)
+                await until(lambda: notes.seen == [1, 3, 2])
+
+
+@pytest.mark.parametrize(("command", "done", "handled"), [("lrem", True, 1), ("lrem", False, 1), ("xdel", False, 2)])
+async def test_an_order_outlives_a_connection_that_is_lost(
+    redis: Redis, notes: Notebook, monkeypatch: pytest.MonkeyPatch, command: str, done: bool, handled: int
+):
+    """What was asked for is done; at worst it is handled twice."""
+    await parked_one(redis, notes)
+    await lot(redis).redrive("ka20003", "desk")
+    notes.fails_on = set()
+    real, failures = getattr(redis, command), [RedisConnectionError("gone")]
+
+    async def cut_off_once(*args: Any) -> Any:
+        answer = await real(*args) if done or not failures else None
+        for _ in range(len(failures)):
+            raise failures.pop()
+        return answer
+
+    monkeypatch.setattr(redis, command, cut_off_once)
+    async with consuming(member(redis), notes):
+        await until(lambda: notes.seen == [1, 3] + [2] * handled)
+        while await lot(redis).listed():  # noqa: ASYNC110 -- the server tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_an_order_is_put_back_by_a_member_that_only_stands_by_now(
+    redis: Redis, notes: Notebook, monkeypatch: pytest.MonkeyPatch
+):
+    """The one that is active by now carries it out."""
+    one = await parked_one(redis, notes)
+    await lot(redis).redrive("ka20003", "desk")
+    real, failures = redis.lpush, [RedisConnectionError("gone")]
+
+    async def cut_off_once(*args: Any) -> Any:
+        for _ in range(len(failures)):
+            raise failures.pop()
+        return await real(*args)
+
+    async def handle(batch: Batch) -> None:
+        await redis.set("test:{ka20003}:active:desk", "another")
+        raise LeaseLost("a rival")
+
+    monkeypatch.setattr(redis, "lpush", cut_off_once)
+    async with consuming(member(redis), handle):
+        await until(lambda: not failures)
+        async with asyncio.timeout(20):
+            while not (asked_for := await redis.lrange("test:{ka20003}:redrive:desk", 0, -1)):  # noqa: ASYNC110 -- the server tells nobody
+                await asyncio.sleep(0.01)
+
+    assert asked_for == [one.id]
+
+
+async def test_an_order_that_a_full_server_does_not_take_back_stops_nothing_and_is_carried_out_later(
+    redis: Redis, notes: Notebook, memory: Callable[[int], Awaitable[Any]]
+):
+    await parked_one(redis, notes)
+    await lot(redis).redrive("ka20003", "desk")
+    notes.fails_on = set()
+    failures = [OSError("disk")]
+
+    async def handle(batch: Batch) -> None:
+        for _ in range(len(failures)):
+            await memory(1)
+            raise failures.pop()
+        await notes(batch)
+
+    with capture_logs() as logs:
+        async with consuming(member(redis), handle):
+            await until(lambda: any(log["event"] == "group.recovered" for log in logs))
+            waiting = [*notes.seen]
+            await memory(0)
+            await until(lambda: notes.seen == [1, 3, 2])
+
+    assert waiting == [1, 3]
 
 
 async def test_a_process_that_dies_in_a_redriven_entry_does_so_once(redis: Redis, notes: Notebook):
@@ -312,4 +423,4 @@ async def test_the_command_lists_shows_redrives_and_drops(
     assert "as soon as somebody runs the group" in await said("redrive", "ka20003", "desk", one.id)
     assert "did you mean desk?" in await said("redrive", "ka20003", "dsk", status=2)
     assert "or --all" in await said("drop", "ka20003", "desk", status=2)
-    assert await said("drop", "ka20003", "desk", "--all") == "1 are dropped\n"
+    assert await said("drop", "ka20003", "desk", "--all") == "1 is dropped\n"

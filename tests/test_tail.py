@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from redis.asyncio import Redis
 from rich.text import Text
 from structlog.testing import capture_logs
 
-from consumers.tail import follow, line, lines
+from consumers.tail import GAPS, follow, line, lines
 from poller.catalogue import described
-from poller.contract import Entry, dumps
+from poller.contract import Entry, GapReason, dumps
 
 CATALOGUE = described()
 KEY = "test:{ka20003}:changes"
@@ -105,7 +106,7 @@ def test_a_row_that_went_says_so():
         (
             "gap",
             {"from": "2026-11-23T10:00:00+09:00", "to": "2026-11-23T10:05:00+09:00", "reason": "broker"},
-            "10:00:00",
+            "못 본 구간 10:00:00–10:05:00 (증권사 응답 없음)",
         ),
         ("shape", {"appeared": {"indices": ["x"]}, "vanished": {}}, "응답 항목이 바뀜"),
         ("later", {}, "sectorwire.later"),
@@ -114,6 +115,11 @@ def test_a_row_that_went_says_so():
 def test_notices_are_sentences(kind: str, data: dict[str, Any], said: str):
     """A reader prints types it does not know rather than fail on them: the contract only grows."""
     assert said in line(entry(kind, **data), CATALOGUE).plain
+
+
+def test_why_something_was_not_seen_is_korean_for_every_reason():
+    assert GAPS.keys() == {*get_args(GapReason)}
+    assert not [word for word in GAPS.values() if re.search("[a-z]", word)]
 
 
 def test_of_each_poll_the_largest_moves_come_first_and_the_rest_are_counted():

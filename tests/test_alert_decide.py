@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,15 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from consumers.alert import decide
 from consumers.alert.decide import AlertRole, Decider
 from consumers.alert.rules import Rule, RuleSettings, compile_rules, iso
 from consumers.group import Batch, Delivery, LeaseLost, NotTheEntry
-from poller.catalogue import described
+from poller.catalogue import described, tr_named
 from poller.contract import Keys, decode, dumps, loads
-from poller.store import connect
+from poller.grid import Job
+from poller.store import Store, connect
+from poller.upkeep import Trimmer, Upkeep
 from tests.builders import NOON
 from tests.servers import RealServer
 
@@ -233,6 +236,72 @@ async def test_what_was_removed_from_the_stream_meanwhile_is_decided_on(redis: R
     assert await states(redis) == ["firing"]
 
 
+async def test_decisions_that_nobody_has_read_stay_however_many_there_are(redis: Redis):
+    """The stream has a length all the same: what every group has read is trimmed like the changes, or better."""
+    client: Any = redis
+    await client.xgroup_create(ALERTS, "send", "0", mkstream=True)
+    many = "for ms = 1, 110000 do redis.call('XADD', KEYS[1], string.format('%.0f-0', ARGV[1] + ms), 'id', 'x') end"
+    now_ms = int(time.time() * 1000)
+    await client.eval(many, 1, ALERTS, now_ms - 200_000)
+    tr = tr_named(TR)
+    job = Job(tr.target({"inds_cd": "001"}), 1.0)
+    trimmer = Trimmer(Store(redis, "test"), [tr], [job], Upkeep(86_400, 1_000_000))
+
+    await handed(Decider(redis, "test", TR, rules()), [delivery(1, -3)])
+    await trimmer.trim(now_ms)
+    assert (await client.xlen(ALERTS), trimmer.pauses(job)) == (110_001, True)
+
+    await client.xgroup_setid(ALERTS, "send", "$")
+    await trimmer.trim(now_ms)
+    assert 1 < await client.xlen(ALERTS) < 110_000
+    assert not trimmer.pauses(job)
+
+
+async def test_a_full_server_is_read_down_trimmed_and_takes_entries_again(redis: Redis):
+    """What is not decided on yet is what fills it: were that refused, nothing could be trimmed."""
+    client: Any = redis
+    await client.xgroup_create(CHANGES, "alert", "0", mkstream=True)
+    for number in range(1, 201):
+        await client.xadd(CHANGES, {**fields(number, -3 if number % 2 else 0), "pad": "x" * 40_000}, id=f"{number}-0")
+    used = (await client.info("memory"))["used_memory"]
+    try:
+        await client.config_set("maxmemory", used - 2_000_000)
+        with pytest.raises(OutOfMemoryError):
+            await client.xadd(CHANGES, fields(201, 0), id="201-0")
+        async with running(redis, rules()) as role, asyncio.timeout(20):
+            while not await _read_down(client):  # noqa: ASYNC110 -- the server tells nobody
+                await asyncio.sleep(0.01)
+        await Store(redis, "test").trim(tr_named(TR), 1_000)
+        await client.xadd(CHANGES, fields(201, 0), id="201-0")
+    finally:
+        await client.config_set("maxmemory", 0)
+
+    assert await states(redis) == ["firing", "resolved"] * 100
+    assert role.decided == 200
+
+
+async def _read_down(client: Any) -> bool:
+    (group,) = await client.xinfo_groups(CHANGES)
+    return bool(group["last-delivered-id"] == "200-0" and group["pending"] == 0)
+
+
+async def test_a_timer_waits_for_a_full_server(redis: Redis):
+    """It reads nothing, so it would only take more."""
+    client: Any = redis
+    decider = Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100))
+    await handed(decider, [delivery(1, -3)])
+    try:
+        await client.config_set("maxmemory", 1)
+        with pytest.raises(OutOfMemoryError):
+            await decider.tick()
+    finally:
+        await client.config_set("maxmemory", 0)
+    assert await states(redis) == []
+
+    await Decider(redis, "test", TR, rules(**FOR_30_S), now=at(100)).tick()
+    assert await states(redis) == ["firing"]
+
+
 async def test_a_rival_cannot_write_over_newer_state(redis: Redis):
     """A member that lost its lease in mid-batch still has the state of before in its hands."""
     slow, quick = Decider(redis, "test", TR, rules()), Decider(redis, "test", TR, rules())
@@ -413,6 +482,16 @@ async def test_what_was_parked_is_decided_on_when_it_is_handed_out_again(redis: 
 
     await handed(decider, [delivery(2, -3)])
     assert await states(redis) == ["firing"]
+
+
+async def test_a_state_that_cannot_be_read_ends_no_role(redis: Redis):
+    client: Any = redis
+    await client.hset(ALERTING, "version", "x")
+    await publish(redis, -3)
+    async with running(redis, rules()):
+        await asyncio.sleep(0.3)
+        await client.delete(ALERTING)
+        await until(redis, "firing")
 
 
 @pytest.mark.parametrize("stored", [{"series:falls": "{"}, {"version": "x"}])

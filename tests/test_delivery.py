@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -23,6 +24,7 @@ from consumers.alert.delivery import (
     answered,
     expired,
     judge,
+    longest_wait_s,
 )
 
 NOW_S = 1_795_330_635.0
@@ -160,6 +162,28 @@ def test_a_job_is_read_back_as_it_was_written():
     assert Job.loads(verdict.job.dumps()) == verdict.job
 
 
+def test_what_a_newer_program_adds_is_passed_over():
+    newer = json.dumps({**json.loads(job().dumps()), "newer": {"a": 1}})
+    breaker = json.dumps({**json.loads(Breaker(opened=2).dumps()), "newer": 1})
+
+    assert Job.loads(newer) == job()
+    assert Breaker.loads(breaker) == Breaker(opened=2)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"id": "d#1", "decided_s": "soon", "expires_s": 1}'])
+def test_what_is_no_job_is_a_value_error_and_nothing_else(text: str):
+    with pytest.raises(ValueError, match="validation error"):
+        Job.loads(text)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from([60.0, 1800.0, 10 * DAY_S]), st.booleans())
+def test_no_delivery_is_put_off_for_longer_than_the_longest_wait(chance: float, life_s: float, asked: bool):
+    outcome = answer(503, {"retry-after": "999999"}) if asked else TROUBLE
+    waits, _ = lived(outcome, life_s=life_s, chance=chance)
+
+    assert max(waits, default=0.0) < longest_wait_s() < 3 * 3600
+
+
 # --- the breaker
 
 
@@ -216,6 +240,33 @@ def test_too_many_requests_slow_down_the_whole_endpoint():
     assert (slow.may(NOW_S + 19, 0), slow.may(NOW_S + 20, 3)) == ("defer", "go")
     assert Breaker.loads(slow.dumps()) == slow
     assert Breaker.loads(None) == Breaker()
+
+
+@pytest.mark.parametrize("opened", [1, 2, 9])
+def test_a_rest_longer_than_it_was_given_is_over(opened: int):
+    """It was given on a clock that was set back since; else the endpoint would rest for as long as the step."""
+    rest_s = min(BREAKER_S * 2 ** (opened - 1), BREAKER_MAX_S)
+    breaker = Breaker(opened=opened, open_until_s=NOW_S + rest_s)
+
+    assert breaker.may(NOW_S, 0) == "defer"
+    assert breaker.may(NOW_S - 60, 0) == "go"
+    assert breaker.words(NOW_S - 60) == "asking with one message"
+    assert breaker.after(TROUBLE, NOW_S - 60).until_s() == NOW_S - 60 + min(2 * rest_s, BREAKER_MAX_S)
+
+
+def test_a_wish_to_be_left_in_peace_for_longer_than_an_hour_is_over():
+    slow = Breaker().after(answer(429, {"retry-after": "999999"}), NOW_S)
+
+    assert slow.may(NOW_S, 0) == "defer"
+    assert slow.may(NOW_S - 60, 0) == "go"
+    assert slow.after(TROUBLE, NOW_S - 60).may(NOW_S - 60, 0) == "go"
+
+
+def test_an_endpoint_may_be_down_for_weeks():
+    """Every five minutes it is asked, and 2**1024 is no float."""
+    breaker = Breaker(opened=2000, open_until_s=NOW_S)
+
+    assert breaker.after(TROUBLE, NOW_S).until_s() == NOW_S + BREAKER_MAX_S
 
 
 # --- the pace

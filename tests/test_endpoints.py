@@ -59,6 +59,8 @@ def test_a_chat_is_written_to_once_a_second_unless_told_otherwise(kind: str):
         ({"url": "https://me:hunter2@example.com/hook"}, "user name"),
         ({"secret_env": ...}, "secret_env is missing"),
         ({"secret_env": "EMPTY"}, "EMPTY, which is not set"),
+        ({"secret_env": "whsec_c2hvcnQ="}, "is not the name of an environment variable"),
+        ({"url": ..., "url_env": "https://example.com/hook"}, "is not the name of an environment variable"),
         ({"secret_env": "SHORT"}, "24 to 64 bytes"),
         ({"secret_env": "BOT_URL"}, "does not begin with whsec_"),
         ({"format": "telegram"}, "chat_id"),

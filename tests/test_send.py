@@ -20,15 +20,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from consumers.alert import delivery, send
+from consumers.alert import delivery, outbox, send
 from consumers.alert.delivery import Breaker, Job
 from consumers.alert.endpoints import Endpoint
 from consumers.alert.formats import FIRING, RESOLVED
@@ -37,6 +38,7 @@ from consumers.alert.send import SendRole, dead_letters, list_endpoints, redrive
 from consumers.alert.sign import key_of
 from poller.contract import Keys, dumps
 from poller.store import connect
+from tests.model_store import ModelRedis, ModelServer
 from tests.servers import RealServer
 
 TR = "ka20003"
@@ -428,6 +430,30 @@ async def test_one_dead_letter_can_be_chosen(redis: Redis, receiver: Receiver):
     assert (letter.id, letter.why, letter.attempts) == ("001/firing", "gave up after 3 attempts: answered 400", 3)
 
 
+def _has_dead(one: SendRole, letters: int) -> bool:
+    return one.dead == letters
+
+
+async def test_dead_letters_that_are_too_many_are_dropped_loudly_and_counted(
+    redis: Redis, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox, "DEAD_KEPT", 3)
+    receiver.answer = always(400)
+    mine = endpoint(receiver.port, rate=100)
+    one = role(redis, mine)
+    with capture_logs() as logs:
+        async with working(one):
+            for number in range(6):
+                await decide(redis, f"{number:03}")
+                await until(partial(_has_dead, one, number + 1))
+    (listed,) = await list_endpoints(redis, "test", [mine])
+    kept = [letter.id for letter in await dead_letters(redis, "test", "desk")]
+
+    assert kept == ["005/firing", "004/firing", "003/firing"]
+    assert (listed.standing.dead, listed.standing.dead_kept, listed.standing.dropped) == (6, 3, 3)
+    assert [log["endpoint"] for log in logs if log["event"] == "letters.dropped"] == ["desk"], "once, not for each"
+
+
 async def test_a_farewell_switches_off_until_redriven(redis: Redis, receiver: Receiver):
     receiver.answer = always(410)
     mine = endpoint(receiver.port)
@@ -466,6 +492,147 @@ async def test_a_delivery_in_hand_is_nobody_elses(redis: Redis):
     assert await one.begin("lane", now_s=1019, until_s=1036) is None
     assert await one.settle(second, "done", job, now_s=1020)
     assert (await one.standing()).waiting == 0
+
+
+async def test_who_lets_go_leaves_the_place_free_at_once_and_takes_none():
+    frozen = ModelServer(lambda: 1_795_330_635_454)
+    redis: Any = ModelRedis(frozen)
+    one, two = Outbox(redis, "test", "desk", "one"), Outbox(redis, "test", "desk", "two")
+    assert await one.hold(60)
+    await one.let_go()
+    await one.let_go()
+
+    assert await two.hold(60)
+
+
+async def test_a_delivery_put_off_by_a_clock_that_was_set_back_is_due(redis: Redis):
+    queue, job = Outbox(redis, "test", "desk", "one"), Job("d#1", 1000.0, 1_000_000.0)
+    wait_s = delivery.longest_wait_s()
+    assert await queue.enqueue("lane", "1-1", job, "{}", now_s=100_000)
+    assert await queue.hold(60)
+    claimed = await queue.begin("lane", now_s=100_000, until_s=100_017)
+    assert claimed
+    assert await queue.settle(claimed, "again", job, now_s=100_001, due_s=100_000 + wait_s)
+
+    assert await queue.due(100_000, 8) == ([], "")
+    assert await queue.begin("lane", now_s=100_000, until_s=100_017) is None
+    assert await queue.due(99_999, 8) == (["lane"], "")
+    assert await queue.begin("lane", now_s=99_999, until_s=100_016)
+
+
+async def test_what_is_put_off_waits_no_longer_on_a_clock_that_was_set_back(redis: Redis):
+    queue, job = Outbox(redis, "test", "desk"), Job("d#1", 1000.0, 5000.0)
+    await queue.enqueue("lane", "1-1", job, "{}", now_s=1010)
+    await queue.enqueue("due", "1-2", replace(job, id="d#2"), "{}", now_s=390)
+    await queue.bring_forward(600, now_s=400)
+
+    assert await queue.due(409.9, 8) == (["due"], "")
+    assert await queue.due(410, 8) == (["due", "lane"], "")
+    assert Breaker(opened=1, open_until_s=1010.0).moved(600).until_s() == 410
+
+
+@pytest.mark.parametrize("step_s", [600.0, 9 * 3600.0])
+async def test_a_clock_set_back_holds_up_no_webhook(redis: Redis, receiver: Receiver, step_s: float):
+    """Neither what is decided later nor what waited its turn, or to be tried again."""
+    ahead_s = [step_s]
+    mine = endpoint(receiver.port, rate=10.0, expires_after_s=86400.0)
+    one = SendRole(redis, "test", [TR], [mine], "one", now=lambda: time.time() + ahead_s[0])
+    receiver.answer = lambda came, writer: writer.write(says(200 if len(receiver.came) > 2 else 503))
+    sent = [await decide(redis, f"{number:03}") for number in range(20)]
+    async with working(one):
+        await until(lambda: one.delivered > 4)
+        ahead_s[0] = 0.0
+        sent.append(await decide(redis, "020"))
+        await until(lambda: one.delivered == 21)
+    receiver.broken.clear()  # what was signed before had a time in the future
+
+    assert sorted(receiver.ids) == sent
+
+
+async def test_a_breaker_that_a_clock_opened_for_hours_is_tried_when_it_was_set_back(
+    redis: Redis, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+):
+    """What a sender wrote down before that, which is not there any more."""
+    monkeypatch.setattr(delivery, "BREAKER_S", 30.0)
+    far = Breaker(opened=1, open_until_s=time.time() + 600)
+    client: Any = redis
+    await client.hset("test:send:{desk}:state", "breaker", far.dumps())
+    await decide(redis, "001")
+    one = role(redis, endpoint(receiver.port))
+    async with working(one):
+        await until(lambda: one.delivered == 1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        ("hset", "test:send:{desk}:jobs", "a#1", "{"),
+        ("hset", "test:send:{desk}:jobs", "a#1", '{"another": "shape"}'),
+        ("hdel", "test:send:{desk}:jobs", "a#1"),
+        ("hdel", "test:send:{desk}:bodies", "a#1"),
+        ("zadd", "test:send:{desk}:order", "0", "a:!strange"),
+    ],
+    ids=["cut", "shape", "no job", "no body", "place"],
+)
+async def test_what_cannot_be_read_is_a_dead_letter_and_stops_nobody(
+    redis: Redis, receiver: Receiver, spoil: tuple[str, ...]
+):
+    queue, now_s = Outbox(redis, "test", "desk", "one"), time.time()
+    for lane in ("a", "b"):
+        await queue.enqueue(lane, "1-1", Job(f"{lane}#1", now_s, now_s + 1000), "{}", now_s=now_s)
+    client: Any = redis
+    await client.execute_command(*spoil)
+    one = role(redis, endpoint(receiver.port))
+    with capture_logs() as logs:
+        async with working(one):
+            await until(lambda: one.dead == 1 and "b#1" in receiver.ids)
+    (letter,) = await dead_letters(redis, "test", "desk")
+    assert await redrive(redis, "test", endpoint(receiver.port)) == 1
+
+    assert [log["why"] for log in logs if log["event"] == "alert.given_up"] == [letter.why]
+    assert letter.why.startswith(("what the queue holds of it cannot be read", "the queue has lost its text"))
+    if letter.body:
+        async with working(role(redis, endpoint(receiver.port))):
+            await until(lambda: letter.id in receiver.ids)
+
+
+async def test_a_breaker_that_cannot_be_read_is_a_closed_one(redis: Redis, receiver: Receiver):
+    client: Any = redis
+    await client.hset("test:send:{desk}:state", "breaker", '{"opened": "wide"}')
+    await decide(redis, "001")
+    one = role(redis, endpoint(receiver.port))
+    with capture_logs() as logs:
+        (listed,) = await list_endpoints(redis, "test", [endpoint(receiver.port)])
+        async with working(one):
+            await until(lambda: one.delivered == 1)
+
+    assert listed.breaker == "closed"
+    assert {log["event"] for log in logs if log["log_level"] == "warning"} == {"breaker.unreadable"}
+
+
+async def test_a_full_server_is_sent_empty(redis: Redis, receiver: Receiver):
+    """What leaves frees memory: decisions their stream, deliveries their queue; and the dead can be sent again."""
+    queue, now_s = Outbox(redis, "test", "desk", "nobody"), time.time()
+    await cast("Any", redis).xgroup_create(Keys("test").of(TR, "alerts"), "send", "0", mkstream=True)
+    for number in range(5):
+        await decide(redis, f"{number:03}")
+    await queue.enqueue("lane", "1-1", Job("old#1", now_s, now_s + 1000), "{}", now_s=now_s)
+    receiver.answer = lambda came, writer: writer.write(says(400 if came.id == "old#1" else 200))
+    one = role(redis, endpoint(receiver.port))
+    try:
+        await redis.config_set("maxmemory", "1")
+        with pytest.raises(OutOfMemoryError):
+            await decide(redis, "099")
+        async with working(one):
+            await until(lambda: (one.delivered, one.dead) == (5, 1))
+            receiver.answer = always(200)
+            assert await redrive(redis, "test", endpoint(receiver.port)) == 1
+            await until(lambda: one.delivered == 6)
+            await until_idle(redis, "desk")
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+    assert sorted(receiver.ids) == [*(f"{number:03}/firing" for number in range(5)), "old#1"]
 
 
 async def test_an_open_breaker_defers_what_is_due(redis: Redis, receiver: Receiver, monkeypatch: pytest.MonkeyPatch):

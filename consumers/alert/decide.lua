@@ -5,14 +5,16 @@
 -- what was decided on has to be in the stream still: it may have been read before the server lost it.
 -- Every check, key types included, stands before the first write.
 --
+-- Nothing is trimmed here: only trim.lua knows which decisions no group needs any more.
+--
 -- KEYS  alerting (hash), alerts (stream), changes (stream)
--- ARGV  version before, position after, tick (1 or 0), the most decisions to keep,
---       the id of the entry at that position (empty: do not look), then three lists, each led by its length: state fields and values, state fields to delete,
+-- ARGV  version before, position after, tick (1 or 0), the id of the entry at that position (empty: do not look),
+--       then three lists, each led by its length: state fields and values, state fields to delete,
 --       decisions (id, source, type, subject, time, data)
 -- Returns {verdict, version}: ok | stale | behind | gone | type
 
 local alerting, alerts, changes = KEYS[1], KEYS[2], KEYS[3]
-local version_before, position, tick, keep, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local version_before, position, tick, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 local function is_or_may_be(key, wanted)
   local found = redis.call('TYPE', key).ok
@@ -71,7 +73,7 @@ if entry ~= '' and is_gone() then
   return {'gone', tonumber(version)}
 end
 
-local at = 6
+local at = 5
 local function take_list()
   local size = tonumber(ARGV[at])
   local first = at + 1
@@ -82,6 +84,11 @@ local set_first, set_last = take_list()
 local gone_first, gone_last = take_list()
 local decided_first, decided_last = take_list()
 
+if tick ~= '1' then
+  -- A full server refuses a script's first write if it needs memory, and no later one. A batch has to pass: until it
+  -- was read, it cannot be trimmed, and the server stays full. A tick reads nothing, and waits.
+  redis.call('HDEL', alerting, '')
+end
 for i = set_first, set_last, 2 do
   redis.call('HSET', alerting, ARGV[i], ARGV[i + 1])
 end
@@ -90,7 +97,7 @@ for i = gone_first, gone_last do
 end
 for i = decided_first, decided_last, 6 do
   local seq = redis.call('HINCRBY', alerting, 'seq', 1)
-  redis.call('XADD', alerts, 'MAXLEN', '~', keep, '*',
+  redis.call('XADD', alerts, '*',
     'specversion', '1.0', 'id', ARGV[i], 'source', ARGV[i + 1], 'type', ARGV[i + 2], 'subject', ARGV[i + 3],
     'time', ARGV[i + 4], 'seq', seq, 'datacontenttype', 'application/json', 'data', ARGV[i + 5])
 end

@@ -45,7 +45,6 @@ SAME_FORK = timedelta(minutes=10)
 RECENT = timedelta(days=1)
 """What another role marked before that is no news to a role that is started today."""
 
-KEEP_DECISIONS = 100_000
 TRIES = 5
 SERIES = "series:"
 START = "0-0"
@@ -164,7 +163,7 @@ class Decider:
             if self._looked_at is None or now - self._looked_at >= LOOK_AGAIN:
                 self._looked_at = now
                 stored = await self._redis.hget(self._alerting, "version")
-                if int(stored or 0) != self._version:
+                if (stored or "0") != str(self._version):
                     await self._load()
                 await self._hear_of_forks()
             due = next_due(self._state)
@@ -240,7 +239,7 @@ class Decider:
         written = [text for name, series in changed for text in (SERIES + name, dumps(series))]
         gone = [SERIES + name for name in old if name not in state]
         lists: list[list[str]] = [written, gone, [text for one in decided for text in _fields(one)]]
-        args: list[str | int] = [str(self._version), position, int(tick), KEEP_DECISIONS, entry_id]
+        args: list[str | int] = [str(self._version), position, int(tick), entry_id]
         for texts in lists:
             args += [len(texts), *texts]
         before, self._version = self._version, None  # until the answer is there, nothing is known

@@ -1,8 +1,9 @@
 """What came of an attempt goes in; what to do next comes out: done, again at that time, or given up and why.
 
 Pure: time and chance are arguments. The surprises: a receiver that says "no" gets two more tries, since a deployment
-answers 404 for a minute; and where the next wait of the schedule is longer than a message's life, half of what is left
-is waited instead, so that an outage does not swallow the last minutes.
+answers 404 for a minute; where the next wait of the schedule is longer than a message's life, half of what is left
+is waited instead, so that an outage does not swallow the last minutes; and what would have to be waited for longer than
+anything ever is was written down before a clock was set back, and is not waited for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 SCHEDULE_S: tuple[float, ...] = (0.0, 2.0, 10.0, 30.0, 120.0, 600.0, 1800.0, 7200.0)
 """The wait before each attempt."""
 
@@ -25,10 +28,16 @@ JITTER = 0.2
 RETRY_AFTER_MAX_S = 3600.0
 BREAKER_FAILURES = 5
 BREAKER_S, BREAKER_MAX_S = 30.0, 300.0
+ROUNDING_S = 1.0
 AGAIN = frozenset({408, 425, 429, *range(500, 600)})
 
 Kind = Literal["ok", "trouble", "refused", "gone", "blocked"]
 Next = Literal["done", "retry", "dead", "disable"]
+
+
+def longest_wait_s() -> float:
+    """No delivery is ever put off for longer."""
+    return max(max(*SCHEDULE_S, *REFUSED_S) * (1 + JITTER), RETRY_AFTER_MAX_S, BREAKER_MAX_S) + ROUNDING_S
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,11 @@ class Job:
 
     @staticmethod
     def loads(text: str) -> Job:
-        """Read back what `dumps` wrote."""
-        return Job(**json.loads(text))
+        """Read back what `dumps` wrote, here or in a newer program. Raises ValueError where it did not."""
+        return _JOB.validate_json(text)
+
+
+_JOB = TypeAdapter(Job)
 
 
 @dataclass(frozen=True)
@@ -167,9 +179,23 @@ class Breaker:
         """When to ask again."""
         return max(self.open_until_s, self.slow_until_s)
 
+    def at(self, now_s: float) -> Breaker:
+        """The breaker without a rest that is longer than it was given one: a clock was set back since."""
+        is_open = self.open_until_s - now_s <= _rest_s(self.opened) + ROUNDING_S
+        is_slow = self.slow_until_s - now_s <= RETRY_AFTER_MAX_S + ROUNDING_S
+        return replace(
+            self,
+            open_until_s=self.open_until_s if is_open else 0.0,
+            slow_until_s=self.slow_until_s if is_slow else 0.0,
+        )
+
+    def moved(self, by_s: float) -> Breaker:
+        """The same rest on a clock that was set back by so much."""
+        return replace(self, open_until_s=self.open_until_s - by_s, slow_until_s=self.slow_until_s - by_s)
+
     def may(self, now_s: float, in_flight: int) -> Literal["go", "wait", "defer"]:
         """Whether to send now, to wait for the probe that is on its way, or to come back when it opens."""
-        if now_s < self.until_s():
+        if now_s < self.at(now_s).until_s():
             return "defer"
         return "wait" if self.opened and in_flight else "go"
 
@@ -180,20 +206,22 @@ class Breaker:
         if outcome.kind != "trouble":
             return Breaker()
         slow_until_s = now_s + (outcome.retry_after_s or 0.0) if outcome.slow_down else 0.0
-        state = replace(self, slow_until_s=max(self.slow_until_s, slow_until_s))
-        if now_s < self.open_until_s:
+        now = self.at(now_s)
+        state = replace(now, slow_until_s=max(now.slow_until_s, slow_until_s))
+        if now_s < now.open_until_s:
             return state  # it left before the breaker opened
         if not self.opened and self.failures + 1 < BREAKER_FAILURES:
             return replace(state, failures=self.failures + 1)
-        open_s = min(BREAKER_S * 2**self.opened, BREAKER_MAX_S)
-        return replace(state, failures=0, opened=self.opened + 1, open_until_s=now_s + open_s)
+        opened = self.opened + 1
+        return replace(state, failures=0, opened=opened, open_until_s=now_s + _rest_s(opened))
 
     def words(self, now_s: float) -> str:
         """For people."""
-        if now_s < self.open_until_s:
-            return f"open for {self.open_until_s - now_s:.0f} s"
-        if now_s < self.slow_until_s:
-            return f"asked to wait {self.slow_until_s - now_s:.0f} s"
+        now = self.at(now_s)
+        if now_s < now.open_until_s:
+            return f"open for {now.open_until_s - now_s:.0f} s"
+        if now_s < now.slow_until_s:
+            return f"asked to wait {now.slow_until_s - now_s:.0f} s"
         return "asking with one message" if self.opened else "closed"
 
     def dumps(self) -> str:
@@ -202,12 +230,23 @@ class Breaker:
 
     @staticmethod
     def loads(text: str | None) -> Breaker:
-        """Read back what `dumps` wrote, if anything."""
-        return Breaker(**json.loads(text)) if text else Breaker()
+        """Read back what `dumps` wrote, if anything, here or in a newer program. Raises ValueError where it did not."""
+        return _BREAKER.validate_json(text) if text else Breaker()
+
+
+_BREAKER = TypeAdapter(Breaker)
+
+
+def _rest_s(opened: int) -> float:
+    """For how long a breaker rests that opened for that many times: each time twice as long, to the longest."""
+    return min(BREAKER_S * 2.0 ** min(max(opened - 1, 0), 16), BREAKER_MAX_S)  # days of failing would be 2**1000
 
 
 class Pace:
-    """No more than `rate` requests a second, after a burst of one second's worth."""
+    """No more than `rate` requests a second, after a burst of one second's worth.
+
+    It goes by seconds that never go back: on a clock that was set back it would wait for as long as the step.
+    """
 
     def __init__(self, rate: float) -> None:
         self._step_s = 1 / rate

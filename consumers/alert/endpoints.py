@@ -23,6 +23,8 @@ Network = IPv4Network | IPv6Network
 RATE: dict[Format, float] = {"standard": 5, "telegram": 1, "slack": 1, "discord": 5}
 """Requests per second where nothing is said; the chats' are what they themselves allow to one channel."""
 
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+
 
 class EndpointError(ValueError):
     """An endpoint cannot be sent to as it is configured; the message is one line with the remedy."""
@@ -135,6 +137,10 @@ def _key(settings: EndpointSettings, environ: Mapping[str, str]) -> bytes | None
 
 
 def _from(environ: Mapping[str, str], variable: str, name: str, setting: str, what: str) -> str:
+    if not VARIABLE.fullmatch(variable):  # perhaps the secret itself, so it is not repeated
+        raise EndpointError(
+            f'endpoint {name}: {setting} is not the name of an environment variable; write it like "DESK_SECRET"'
+        )
     value = environ.get(variable, "").strip()
     if not value:
         raise EndpointError(f"endpoint {name}: {setting} names {variable}, which is not set; export it with {what}")

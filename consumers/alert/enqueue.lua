@@ -4,6 +4,7 @@
 -- ARGV  decision id, lane, place in the order, job, body, now in ms, ids seen before this moment are forgotten
 -- Returns 1, or 0 where it had been taken before
 
+-- A full server allows this, and what follows it: a decision has to leave its stream, where it is kept until then.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[7])
 if redis.call('ZADD', KEYS[1], 'NX', ARGV[6], ARGV[1]) == 0 then
   return 0

@@ -4,6 +4,7 @@
 -- ARGV  dead letter, decision id, lane, place, job, body, now in ms
 -- Returns 1, or 0 where somebody else had taken it
 
+-- A full server allows this, and what follows it: the letter only moves.
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
   return 0
 end

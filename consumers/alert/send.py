@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from consumers import clock
 from consumers.alert.delivery import Breaker, Job, Outcome, Pace, Verdict, answered, expired, judge
@@ -40,6 +40,9 @@ POLL_S = 0.25
 RETRY_S = 0.5
 STOP_S, HAND_BACK_S = 4.0, 1.0
 IN_FLIGHT = 8
+STEP_S = 1.0
+"""A clock that went back by more was set."""
+
 KST = timezone(timedelta(hours=9))
 
 
@@ -119,6 +122,8 @@ class Sender:
         self._posting = 0
         self._troubled = False
         self._held_until_s = self._renew_at_s = 0.0
+        self._ahead_s = float("-inf")
+        """How far the time of day was ahead of the seconds that never go back, when it was looked at last."""
         self._wake = asyncio.Event()
         self._log = structlog.get_logger("send").bind(endpoint=endpoint.name)
 
@@ -134,6 +139,7 @@ class Sender:
                 nap_s = POLL_S
                 try:
                     if await self._active():
+                        await self._follow_the_clock()
                         nap_s = await self._start_due()
                     if trouble:
                         self._log.info("send.recovered")
@@ -158,6 +164,21 @@ class Sender:
         self._held_until_s = clock_s + LEASE_S if held else 0.0
         return held
 
+    async def _follow_the_clock(self) -> None:
+        """See that a clock that was set back keeps nothing waiting for as long as the step.
+
+        What is put off has a time of day, which senders share; one that starts later knows only what cannot be.
+        """
+        now_s = self._now()
+        ahead_s = now_s - clock.monotonic_s()
+        back_s = self._ahead_s - ahead_s
+        if back_s > STEP_S:
+            self._log.warning("clock.set_back", by_s=round(back_s))
+            with suppress(ResponseError):  # a full server: then it waits
+                await self._outbox.bring_forward(back_s, now_s=now_s)
+            self._breaker = self._breaker.moved(back_s)
+        self._ahead_s = ahead_s
+
     async def _start_due(self) -> float:
         """Begin what is due, as far as pace and breaker allow; returns how long to wait."""
         lanes, disabled = await self._outbox.due(self._now(), IN_FLIGHT)
@@ -167,7 +188,7 @@ class Sender:
             may = self._breaker.may(now_s, self._posting)
             if may == "wait" or len(self._in_flight) >= IN_FLIGHT:
                 return POLL_S
-            if may == "go" and (wait_s := self._pace.wait_s(now_s)):
+            if may == "go" and (wait_s := self._pace.wait_s(clock.monotonic_s())):
                 return min(wait_s, POLL_S)
             if lane in self._in_flight:
                 continue
@@ -178,13 +199,15 @@ class Sender:
             if disabled:
                 words = f"the endpoint is switched off since it {disabled}; redrive switches it on again"
                 await self._settle(claimed, Verdict("dead", claimed.job, words))
+            elif claimed.unreadable:
+                await self._settle(claimed, Verdict("dead", claimed.job, claimed.unreadable))
             elif end := expired(claimed.job, now_s=now_s):
                 await self._settle(claimed, end)
             elif may == "defer":
-                due_s = min(self._breaker.until_s(), claimed.job.expires_s)
+                due_s = min(self._breaker.at(now_s).until_s(), claimed.job.expires_s)
                 await self._outbox.settle(claimed, "again", claimed.job, now_s=now_s, due_s=due_s)
             else:
-                self._pace.take(now_s)
+                self._pace.take(clock.monotonic_s())
                 self._posting += 1
                 self._in_flight[lane] = asyncio.create_task(self._deliver(claimed))
         return 0.0 if begun else POLL_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date, timedelta
@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from consumers.archive import writer
+from consumers.archive.disk import TIDYING, alone
 from consumers.archive.questions import QuestionError, archive_status, export, run_sql, status_table, verify
 from consumers.archive.settings import ArchiveSettings
 from consumers.archive.tables import Line, arrow, cell, declared, placed
@@ -290,6 +291,17 @@ async def test_two_archivers_that_both_believe_to_be_alone_double_and_lose_nothi
     assert sorted(frame(path)["seq"]) == list(range(2, 25))
 
 
+def test_bytes_that_were_not_utf_8_are_kept_as_they_were():
+    r"""The client reads them as lone surrogates. In JSON `\udcff` is an escape, so a reader gets the same back."""
+    fields = {"id": "\udcff\udcfe", "data": '{"label":"\udcb0\udca1"}', "\udcc7": '"종합"\n'}
+    strange = Delivery("ka20003", "1795330635455-0", fields, None)
+    (kept,) = placed([strange], KNOWN["ka20003"], COLUMNS)["unreadable"]
+    told = arrow(COLUMNS["unreadable"], [kept]).column("fields").to_pylist()[0]
+
+    assert told.isprintable()
+    assert loads(told) == fields
+
+
 async def test_what_cannot_be_decoded_is_kept_and_never_parked(redis: Redis, store: Store, path: Path):
     strange = [
         {"strange": "fields"},
@@ -436,7 +448,7 @@ def test_who_is_not_the_only_one_to_merge_lets_it_be(tmp_path: Path, monkeypatch
     monkeypatch.setattr(writer, "TIDY_AFTER", 1)
     table = ArchiveTable(tmp_path, INDICES, STREAM, COLUMNS[INDICES])
     table.write([line({"level": 1})])
-    with writer._alone(tmp_path / INDICES / writer.TIDYING):
+    with alone(tmp_path / INDICES / TIDYING):
         table.tidy_if_due()
 
     assert "OPTIMIZE" not in {action["operation"] for action in table.delta.history()}
@@ -477,8 +489,8 @@ async def test_everything_is_on_the_disk_before_it_is_acknowledged(
         syncing(handle)
         synced.add(names[handle])
 
-    monkeypatch.setattr("consumers.archive.writer.os.open", opened)
-    monkeypatch.setattr("consumers.archive.writer.os.fsync", sync)
+    monkeypatch.setattr("consumers.archive.disk.os.open", opened)
+    monkeypatch.setattr("consumers.archive.disk.os.fsync", sync)
     seen_first: list[bool] = []
     executing = type(redis.pipeline()).execute
 
@@ -611,18 +623,57 @@ async def test_verify_finds_where_archive_and_snapshot_differ(redis: Redis, stor
     ]
 
 
+async def test_verify_compares_a_snapshot_whose_newest_entries_are_on_their_way(redis: Redis, store: Store, path: Path):
+    """A target that moves every second has some at any moment, and would never be compared otherwise."""
+    watch = Watch(store)
+    await watch.sees()
+    await archive(redis, path)
+    await watch.moves(3)
+    assert await verify(redis, "test", path, KNOWN) == []
+    snapshot = "test:{ka20003}:snapshot:inds_cd=001"
+    client: Any = redis
+    row = loads(await client.hget(snapshot, "indices/001"))
+    await client.hset(snapshot, "indices/001", dumps({**row, "level": 1}))
+
+    (finding,) = await verify(redis, "test", path, KNOWN)
+    assert finding.startswith("ka20003: ka20003?inds_cd=001 indices/001 is not as the snapshot has it: level ")
+    assert finding.endswith(" instead of 1")
+
+
 async def test_verify_finds_a_file_that_cannot_be_read(redis: Redis, store: Store, path: Path):
-    """After a power loss a file may be there and empty; statistics would still count its rows."""
+    """A disk may break what was on it for long; statistics would still count its rows."""
     await Watch(store).sees()
     await archive(redis, path)
-    for file in (path / INDICES).rglob("*.parquet"):
+    ArchiveTable(path, INDICES, STREAM, COLUMNS[INDICES])._tidy(full=False)
+    for file in (path / INDICES).glob("trading_day*/*.parquet"):
         file.write_bytes(b"")
 
     (finding,) = await verify(redis, "test", path, KNOWN)
     assert finding.startswith("ka20003: the archive cannot be read: ")
-    (path / INDICES / "_delta_log" / f"{1:020}.json").write_text("{torn")
+    newest = max((path / INDICES / "_delta_log").glob("*.json"))
+    newest.with_stem(f"{int(newest.stem) + 1:020}").write_text('{"add":5}')
     with pytest.raises(QuestionError, match="ka20003/indices cannot be opened: "):
         run_sql(path, "SELECT 1")
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["missing", "empty"])
+async def test_a_file_that_is_gone_is_named_to_whoever_asks_for_its_table(
+    redis: Redis, store: Store, path: Path, spoil: Callable[[Path], object], tmp_path: Path
+):
+    await Watch(store).sees()
+    await archive(redis, path)
+    ArchiveTable(path, INDICES, STREAM, COLUMNS[INDICES])._tidy(full=False)
+    (file,) = (path / INDICES).glob("trading_day*/*.parquet")
+    spoil(file)
+
+    for ask in (
+        lambda: run_sql(path, "SELECT sum(level) FROM ka20003_indices"),
+        lambda: export(path, "ka20003_indices", "parquet", tmp_path / "out.parquet"),
+    ):
+        with pytest.raises(QuestionError, match=f"{file.name} is missing or damaged; put it back from a copy"):
+            ask()
+    assert run_sql(path, "SELECT count(*) FROM notices").rows
+    assert [one.name for one in tmp_path.iterdir() if "part" in one.name] == []  # noqa: ASYNC240 -- a test
 
 
 async def test_verify_is_right_while_the_system_is_at_work(redis: Redis, store: Store, path: Path):

@@ -9,7 +9,6 @@ written, and how far we have read is counted anew, beside the position that neve
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ from deltalake import DeltaTable, QueryBuilder
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from consumers.archive.disk import in_thread
 from consumers.archive.tables import (
     DAY_ZERO,
     EPOCH,
@@ -31,7 +31,8 @@ from consumers.archive.tables import (
     packed,
     unpacked,
 )
-from poller.contract import Keys, dumps, loads
+from consumers.place import may_be_trimmed, untouched
+from poller.contract import Keys, dumps, loads, printable
 
 GROUP = "archive"
 FORK = "fork"
@@ -144,20 +145,16 @@ async def parted(
         if "no such key" not in str(facts):
             raise facts
         return Stream(0, whole=True, empty=True)
-    first, last = facts["first-entry"], packed(facts["last-generated-id"])
-    whole = facts.get("entries-added") == facts["length"]
-    deleted = packed(facts.get("max-deleted-entry-id", "0-0"))
-    before = not first or position < packed(first[0]) or position <= deleted
-    trimmed = before and not whole
+    last = packed(facts["last-generated-id"])
     exact = position & MAX_NUMBER < MAX_NUMBER
-    gone = not trimmed and not there
+    gone = not there and not may_be_trimmed(unpacked(position), facts)
     if there and entry_id:
         gone = there[0][1].get("id") != entry_id
     elif there and parts is not None:
-        known = await asyncio.to_thread(parts.between, there[0][0], there[0][0])
-        gone = not known & {there[0][1].get("id"), there[0][0]}
+        known = await in_thread(parts.between, there[0][0], there[0][0])
+        gone = not known & names(*there[0])
     if position > last or (exact and gone):
-        return Stream(last, whole=whole, empty=not first)
+        return Stream(last, whole=untouched(facts), empty=not facts["first-entry"])
     return None
 
 
@@ -173,13 +170,13 @@ async def seen(
     while page := await client.xrange(stream, after, "+", count=PAGE):
         if after == "-" and not found.whole:
             since = packed(page[0][0]) - 1
-        there = await asyncio.to_thread(parts.between, page[0][0], page[-1][0])
-        ours = [stream_id for stream_id, fields in page if {fields.get("id"), stream_id} & there]
+        there = await in_thread(parts.between, page[0][0], page[-1][0])
+        ours = [one[0] for one in page if names(*one) & there]
         skipped += len(ours)
         since = max([since, *map(packed, ours)])
         after = f"({page[-1][0]}"
     number, last = forked(tables[NOTICES], stream) + 1, unpacked(found.last)
-    lost, ranges = await asyncio.to_thread(lambda: parts.lost(since, present(known_forks(parts.ask, tr))))
+    lost, ranges = await in_thread(lambda: parts.lost(since, present(known_forks(parts.ask, tr))))
     return Fork(tr, number, unpacked(since), unpacked(position), last, skipped, lost, ranges)
 
 
@@ -189,13 +186,33 @@ async def read_from_the_start(redis: Redis, keys: Keys, fork: Fork, now: datetim
     That there is a fork is written down with it, where `status` looks; the notices keep it for ever.
     """
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
-    stream = keys.of(fork.tr, "changes")
     together = client.pipeline(transaction=True)
-    together.xgroup_destroy(stream, GROUP)
-    together.xgroup_create(stream, GROUP, "0", mkstream=True)
-    together.delete(keys.of(fork.tr, "position", GROUP))
+    _begin_again(together, keys.of(fork.tr, "changes"))
     together.hset(keys.of(fork.tr, "forks"), GROUP, fork.mark(now))
     await together.execute()
+
+
+async def read_again_if_done(redis: Redis, stream: str, position: int) -> bool:
+    """Whether a stream was acknowledged to this position; if so, let the group be handed everything again."""
+    client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
+    done: str | None = await client.get(_position_key(stream))
+    if done is None or packed(done) < position:
+        return False
+    together = client.pipeline(transaction=True)
+    _begin_again(together, stream)
+    await together.execute()
+    return True
+
+
+def _begin_again(together: Any, stream: str) -> None:
+    together.xgroup_destroy(stream, GROUP)
+    together.xgroup_create(stream, GROUP, "0", mkstream=True)
+    together.delete(_position_key(stream))
+
+
+def _position_key(stream: str) -> str:
+    """Up to where the group has done everything: beside the stream, whose name is what the archive has of it."""
+    return f"{stream.removesuffix('changes')}position:{GROUP}"
 
 
 class Parts:
@@ -256,6 +273,11 @@ def present(forks: Iterable[Fork]) -> str:
         for epoch, first, last in fork.ranges
     ]
     return f"NOT coalesce({' OR '.join(lost)}, false)" if lost else "true"
+
+
+def names(stream_id: str, fields: Mapping[str, str]) -> set[str]:
+    """What an entry may be called in the archive: by its own id, as it is stored, or where it has none by its place."""
+    return {stream_id, printable(fields["id"])} if "id" in fields else {stream_id}
 
 
 def moment(stream_id: str) -> str:

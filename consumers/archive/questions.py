@@ -24,14 +24,29 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from rich.table import Table
 
-from consumers.archive.fork import GROUP, Fork, Parts, forked, known_forks, moment, parted, present, quoted, reached
+from consumers.archive import torn
+from consumers.archive.fork import (
+    GROUP,
+    Fork,
+    Parts,
+    forked,
+    known_forks,
+    moment,
+    names,
+    parted,
+    present,
+    quoted,
+    reached,
+)
 from consumers.archive.tables import KST, NOTICES, UNREADABLE, field_names, packed, unpacked
-from poller.contract import Catalogue, Keys, TableInfo, TrInfo, loads, newest, plain
+from poller.contract import NOTICE_TYPE, Catalogue, Entry, Keys, TableInfo, TrInfo, entry_in, loads, newest, plain
 
 SHOWN = 5
 """Findings of one kind that are told one by one; the rest are counted."""
 
-PAGE = 2_000
+PAGE, ON_ITS_WAY = 2_000, 50_000
+TRIES = 5
+RESET = NOTICE_TYPE + "reset"
 READING = re.compile(r"\s*(select|with|describe|show|explain|values)\b", re.IGNORECASE)
 
 
@@ -68,11 +83,18 @@ class Answer:
         return _rich(self.columns, self.rows)
 
 
-def opened(path: Path) -> dict[str, DeltaTable]:
-    """Every table of the archive by its name, as it stands now. Raises QuestionError where there is none to open."""
+def opened(path: Path, folder: str = "") -> dict[str, DeltaTable]:
+    """Every table of the archive by its name, as it stands now; with a folder, of tables of rows those in it.
+
+    Raises QuestionError where there is none to open, or where one is torn: it would tell of rows that are not there.
+    """
     tables = {}
     for log in _logs(path):
         name = log.parent.relative_to(path).as_posix()
+        if "/" in name and not name.startswith(folder):
+            continue
+        if found := torn.find(log.parent):
+            raise QuestionError(f"{name}: {found.told}; start `sectorwire archive` or `run`, which sets it aside")
         try:
             tables[name] = DeltaTable(str(log.parent))
         except TableNotFoundError:  # one that is being made just now
@@ -119,6 +141,7 @@ def run_sql(path: Path, sql: str) -> Answer:
     try:
         found = _over(tables).execute(sql).read_all()
     except Exception as error:  # the engine raises what its layers raise
+        _check_files(tables)
         known = ", ".join(map(_sql_name, tables))
         raise QuestionError(f"{_one_line(error)} (tables: {known})") from error
     columns = [column.to_pylist() for column in found.columns]
@@ -128,7 +151,7 @@ def run_sql(path: Path, sql: str) -> Answer:
 def export(path: Path, table: str, fmt: Literal["parquet", "csv"], out: Path) -> int:
     """Write a table, in the order of its stream, to one file; say how many rows it has. The file is whole or not there.
 
-    Raises QuestionError where there is no such table.
+    Raises QuestionError where there is no such table, where it cannot be read and where the file cannot be written.
     """
     tables = {_sql_name(name): delta for name, delta in opened(path).items()}
     name = _sql_name(table)
@@ -140,9 +163,23 @@ def export(path: Path, table: str, fmt: Literal["parquet", "csv"], out: Path) ->
     try:
         rows = _over(tables).execute(sql).read_all().column("count").to_pylist()[0]
         part.replace(out)
+    except Exception as error:  # the engine raises what its layers raise
+        _check_files({name: tables[name]})
+        raise QuestionError(f"{name} cannot be written to {out}: {_one_line(error)}") from error
     finally:
         part.unlink(missing_ok=True)
     return int(rows)
+
+
+def _check_files(tables: Mapping[str, DeltaTable]) -> None:
+    """Raise QuestionError where a file of these tables is not there, or is none: the engine does not say which."""
+    for name, delta in tables.items():
+        for uri in delta.file_uris():
+            if not torn.is_whole(Path(uri)):
+                raise QuestionError(
+                    f"{name} cannot be read: {uri} is missing or damaged; put it back from a copy, or see with "
+                    "`sectorwire archive verify` what is lost"
+                )
 
 
 async def verify(redis: Redis, prefix: str, path: Path, catalogue: Catalogue) -> list[str]:
@@ -189,14 +226,12 @@ class _TrArchive:
     def __init__(self, path: Path, prefix: str, tr: TrInfo) -> None:
         self.tr = tr
         self.stream = stream = Keys(prefix).of(tr.tr, "changes")
-        everything = opened(path)
-        mine = {name: delta for name, delta in everything.items() if name.partition("/")[0] == tr.tr}
-        shared = {name: everything[name] for name in (NOTICES, UNREADABLE) if name in everything}
-        self.positions = {name: delta.transaction_version(stream) or 0 for name, delta in {**mine, **shared}.items()}
-        self.reached = reached({**mine, **shared}, stream)
-        self.parts = Parts({**mine, **shared}, tr.tr)
+        tables = opened(path, f"{tr.tr}/")
+        self.positions = {name: delta.transaction_version(stream) or 0 for name, delta in tables.items()}
+        self.reached = reached(tables, stream)
+        self.parts = Parts(tables, tr.tr)
         self._entries = self.parts.entries
-        self.forks: list[Fork] = known_forks(self.ask, tr.tr) if NOTICES in shared else []
+        self.forks: list[Fork] = known_forks(self.ask, tr.tr) if NOTICES in tables else []
         self._present = present(self.forks)
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
@@ -285,36 +320,70 @@ async def _missing(redis: Redis, prefix: str, archive: _TrArchive, durable: str 
         there = await asyncio.to_thread(archive.between, page[0][0], page[-1][0])
         for stream_id, fields in page:
             done = archive.done(_table_of(archive.tr, fields), durable)
-            if packed(stream_id) <= done and not there & {fields.get("id"), stream_id}:
+            if packed(stream_id) <= done and not there & names(stream_id, fields):
                 missing.append(f"{fields.get('id', '')} ({stream_id}) is in the stream and not in the archive")
         after = f"({page[-1][0]}"
     return missing
 
 
 async def _differing(redis: Redis, prefix: str, archive: _TrArchive, durable: str) -> list[str]:
-    """Rows whose newest state in the archive is not the snapshot's, of targets with nothing on its way."""
+    """Rows of the snapshots that are not what the archive has, with what is on its way to it."""
     client: Any = redis
-    tr, keys = archive.tr.tr, Keys(prefix)
+    tr, keys = archive.tr, Keys(prefix)
+    start = keys.of(tr.tr, "snapshot", "")
+    names = sorted([key async for key in client.scan_iter(match=f"{start}*", count=500)])
+    for _ in range(TRIES):
+        asking = client.pipeline(transaction=False)  # a full Redis refuses whatever is queued for a transaction
+        for key in names:
+            asking.hgetall(key)
+        asking.xrange(keys.of(tr.tr, "changes"), f"({durable}", "+", count=ON_ITS_WAY)
+        for key in names:
+            asking.hgetall(key)
+        answers = await asking.execute()
+        snapshots, on_its_way = answers[: len(names)], answers[len(names)]
+        if len(on_its_way) == ON_ITS_WAY:
+            return [f"{ON_ITS_WAY:,} entries and more are on their way: ask for the snapshots when fewer are"]
+        if snapshots == answers[len(names) + 1 :]:
+            break
+    else:
+        return ["the snapshots change faster than they can be read: ask again"]
+    coming = [entry for _, fields in on_its_way if (entry := entry_in(fields))]
     differing: list[str] = []
-    start = keys.of(tr, "snapshot", "")
-    async for key in client.scan_iter(match=f"{start}*", count=500):
-        target = f"{tr}?{key.removeprefix(start)}"
-        asking = client.pipeline(transaction=False)  # in this order: what is committed meanwhile is on its way
-        asking.hgetall(key)
-        asking.xrange(keys.of(tr, "changes"), f"({durable}", "+", count=PAGE)
-        snapshot, on_its_way = await asking.execute()
-        if len(on_its_way) == PAGE or any(fields.get("source") == f"/kiwoom/{target}" for _, fields in on_its_way):
-            continue
+    for key, snapshot in zip(names, snapshots, strict=True):
+        target = f"{tr.tr}?{key.removeprefix(start)}"
+        mine = [entry for entry in coming if entry.source == f"/kiwoom/{target}"]
         rows = await asyncio.to_thread(archive.folded, target)
-        if rows is None:
+        if rows is None and not any(entry.type == RESET for entry in mine):
+            why = "no reset of it is archived yet, the next trading day begins with one"
+            differing.append(f"{target}: its snapshot cannot be compared: {why}")
             continue
+        carried_on = _carried_on(tr, rows or {}, mine)
         expected = {name: _flat(loads(text)) for name, text in snapshot.items()}
         differing += [
-            f"{target} {name} is not as the snapshot has it: {_difference(rows, expected, name)}"
-            for name in sorted(rows.keys() | expected.keys())
-            if rows.get(name) != expected.get(name)
+            f"{target} {name} is not as the snapshot has it: {_difference(carried_on, expected, name)}"
+            for name in sorted(carried_on.keys() | expected.keys())
+            if carried_on.get(name) != expected.get(name)
         ]
     return differing
+
+
+def _carried_on(
+    tr: TrInfo, rows: Mapping[str, dict[str, object]], entries: Iterable[Entry]
+) -> dict[str, dict[str, object]]:
+    """The rows after these entries, some of which they may have in them: a table may be ahead of what is durable."""
+    after = dict(rows)
+    for entry in entries:
+        if entry.type == RESET:
+            after.clear()
+        elif entry.row_kind == "removed":
+            after.pop(entry.subject, None)
+        elif entry.row_kind:
+            after[entry.subject] = _flat(entry.data["after"])
+    for table in tr.tables:
+        mine = {name.partition("/")[2]: row for name, row in after.items() if name.startswith(f"{table.table}/")}
+        after = {name: row for name, row in after.items() if name.partition("/")[0] != table.table}
+        after |= _window(table, mine)
+    return after
 
 
 def _difference(archived: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> str:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from arro3.core import Array, DataType, Table
 
 from consumers.group import Delivery
-from poller.contract import Catalogue, Data, Entry, RowData, TableInfo, TrInfo, dumps
+from poller.contract import Catalogue, Data, Entry, RowData, TableInfo, TrInfo, dumps, printable
 
 Cell = None | str | int
 Cells = dict[str, Cell]
@@ -269,16 +269,21 @@ def _unreadable(delivery: Delivery, error: Exception) -> Line:
         "published_at": published_ms * 1000,
         "trading_day": (received - DAY_ZERO).days,
         "reason": " ".join(str(error).split())[:300],
-        "fields": dumps(delivery.fields),
     }
-    printable = {name: _printable(value) for name, value in cells.items()}
+    stored = {name: printable(value) if isinstance(value, str) else value for name, value in cells.items()}
+    stored["fields"] = _escaped(dumps(delivery.fields))
     # the fields as well: after a fork the server may give another entry the same stream id
-    identity = f"{delivery.tr} {delivery.stream_id} {printable['fields']}"
-    return Line(delivery.stream_id, identity, printable)
+    identity = f"{delivery.tr} {delivery.stream_id} {stored['fields']}"
+    return Line(delivery.stream_id, identity, stored)
 
 
-def _printable(value: Cell) -> Cell:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+def _escaped(text: str) -> str:
+    r"""The JSON with escapes for what no file takes: bytes that were not UTF-8 are lone surrogates. None is lost.
+
+    >>> _escaped('{"name":"' + b"\xff".decode("utf-8", "surrogateescape") + '"}')
+    '{"name":"\\udcff"}'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _checked(delivery: Delivery, identity: str, cells: Cells) -> Line:

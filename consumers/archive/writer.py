@@ -5,18 +5,17 @@ that has written meanwhile makes our commit fail instead of doubling rows; Delta
 before anything is acknowledged; and the pause between two commits comes after the write and before the
 acknowledgement, so what is new is archived at once and what follows is gathered. Our position is not the server's: at
 the start, after each lost connection and before each write the two are compared, and a stream that has lost entries is
-read again from its start (`fork.py`).
+read again from its start (`fork.py`). A commit that a power cut tore before it was on the disk was not acknowledged: it
+is set aside when its table is opened (`torn.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,8 @@ from deltalake.schema import PrimitiveType
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from consumers.archive import fork
+from consumers.archive import fork, torn
+from consumers.archive.disk import TIDYING, alone, in_thread, sync
 from consumers.archive.fork import GROUP, quoted
 from consumers.archive.settings import ArchiveSettings
 from consumers.archive.tables import NOTICES, UNREADABLE, Column, Line, arrow, declared, packed, placed
@@ -48,10 +48,6 @@ from poller.contract import Catalogue, Keys, TrInfo
 
 TIDY_AFTER = 100
 """Commits cost more with every file there is: 25 ms at 100 files, 125 at 500, and one to three tenths to merge them."""
-
-TIDYING = "_tidying.lock"
-"""Held while files are merged: where two merge the same files, Delta lets both commit, and their rows are there twice
-(delta-rs 1.6, seen by the chaos run). To its readers, what begins with an underscore is no data."""
 
 KEPT = "interval 1 days"
 """How long files that were merged, and old log entries, stay for readers that have them open."""
@@ -73,7 +69,7 @@ class ArchiveTable:
         added = [column for column in columns if column.name not in known]
         self.columns = [*stored, *added]
         self._grows = bool(added)
-        self._synced = max(-1, self._delta.version() - 10)  # what a killed process may have left to the kernel
+        self._synced = max(-1, self._delta.version() - torn.NEWEST)  # what a killed process may have left to the kernel
         self._make_durable()
         self._small_files = len(self._delta.file_uris()) - len(self._delta.partitions())
         self._newest_day = max((int(day["trading_day"].replace("-", "")) for day in self._days()), default=0)
@@ -132,8 +128,8 @@ class ArchiveTable:
         if not new_day and self._small_files < TIDY_AFTER:
             return
         self._small_files = 0
-        with _alone(self._path / TIDYING) as alone:
-            if alone:
+        with alone(self._path / TIDYING) as nobody_else:
+            if nobody_else:
                 self._delta.update_incremental()
                 self._tidy(full=new_day)
 
@@ -141,7 +137,7 @@ class ArchiveTable:
         self._delta.optimize.compact(max_concurrent_tasks=1, post_commithook_properties=NO_HOOKS)
         self._make_durable()
         self._delta.create_checkpoint()
-        _sync(self._log_dir.glob("*checkpoint*"), self._log_dir)
+        sync(self._log_dir.glob("*checkpoint*"), self._log_dir)
         self._delta.vacuum(dry_run=False, full=full, post_commithook_properties=NO_HOOKS)
         self._delta.cleanup_metadata()
         self._make_durable()
@@ -179,24 +175,9 @@ class ArchiveTable:
             with suppress(FileNotFoundError):  # cleaned up, or merged away: then what replaced it is durable
                 actions = map(json.loads, log.read_text("utf-8").splitlines())
                 added = [self._path / unquote(action["add"]["path"]) for action in actions if "add" in action]
-                _sync(added, self._path, *{path.parent for path in added})
-                _sync([log], self._log_dir)
+                sync(added, self._path, *{path.parent for path in added})
+                sync([log], self._log_dir)
         self._synced = version
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether nobody else is at it, in this process or another. Who is killed at it lets go."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-        yield alone
-    finally:
-        os.close(lock)
 
 
 def _opened(path: Path, columns: Sequence[Column]) -> DeltaTable:
@@ -213,24 +194,13 @@ def _opened(path: Path, columns: Sequence[Column]) -> DeltaTable:
             configuration={"delta.deletedFileRetentionDuration": KEPT, "delta.logRetentionDuration": KEPT},
         )
     delta = DeltaTable(str(path))
-    _sync([], path.parent.parent, path.parent, path)
+    sync([], path.parent.parent, path.parent, path)
     return delta
 
 
 def stored_columns(delta: DeltaTable) -> list[Column]:
     """The columns a table has, in its order."""
     return [Column(field.name, getattr(field.type, "type", "")) for field in delta.schema().fields]
-
-
-def _sync(files: Iterable[Path], *directories: Path) -> None:
-    """Put files, then the directories that name them, on the disk."""
-    for path in (*files, *directories):
-        with suppress(FileNotFoundError):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 class ArchiveRole:
@@ -285,7 +255,7 @@ class _TrArchiver:
             async with self._told():
                 if await self._see_fork():  # a server that came back while nobody was talking to it breaks nothing
                     raise LeaseLost("the server has lost entries: its stream is read again from the start")
-                await asyncio.to_thread(self._write, batch, written)
+                await in_thread(self._write, batch, written)
                 self._last = batch[-1].stream_id, batch[-1].fields.get("id", "")
         finally:
             self._rows.update(written)
@@ -296,7 +266,7 @@ class _TrArchiver:
 
         The group first: were we to die before the mark, the fork would be seen once more.
         """
-        await asyncio.to_thread(self._open)
+        await self._open()
         tables = {name: table.delta for name, table in self._tables.items()}
         position = fork.reached(tables, self._stream)
         parts = fork.Parts(tables, self._tr.tr) if closely else None
@@ -308,7 +278,7 @@ class _TrArchiver:
         now = utc_now()
         await fork.read_from_the_start(self._redis, self._keys, seen, now)
         history = fork.history(tables[NOTICES], self._stream, seen.number)
-        await asyncio.to_thread(self._tables[NOTICES].mark, seen.line(now), history)
+        await in_thread(self._tables[NOTICES].mark, seen.line(now), history)
         self._follow(history)
         facts = {"position": seen.position, "last_id": seen.last, "since": seen.since}
         self._log.warning("archive.forked", fork=seen.number, skipped=seen.skipped, lost=seen.lost, **facts)
@@ -328,11 +298,37 @@ class _TrArchiver:
             await self._start_over()
             raise OSError(f"cannot write to {self._settings.path}: {error}") from error
 
-    def _open(self) -> None:
-        if not self._tables:
-            mine, root = declared({self._tr.tr: self._tr}), self._settings.path
+    async def _open(self) -> None:
+        """Open the tables, mended where a power cut has torn them."""
+        while found := await in_thread(self._open_or_find_torn):
+            for one in found:
+                await self._mend(one)
+
+    def _open_or_find_torn(self) -> list[torn.Torn]:
+        if self._tables:
+            return []
+        mine, root = declared({self._tr.tr: self._tr}), self._settings.path
+        found = [one for name in mine if (one := torn.find(root / name))]
+        if not found:
             self._tables = {name: ArchiveTable(root, name, self._stream, columns) for name, columns in mine.items()}
             self._follow(fork.history(self._tables[NOTICES].delta, self._stream))
+        return found
+
+    async def _mend(self, found: torn.Torn) -> None:
+        """Set torn commits aside; the stream hands out again what was in them.
+
+        Nobody has acknowledged it, unless a disk did not keep what it said to have kept. Then the stream is read again
+        from its start, and this is arranged first: were we to die in between, it would be seen once more.
+        """
+        positions = found.positions.items()
+        undone = [stream for stream, since in positions if await fork.read_again_if_done(self._redis, stream, since)]
+        if undone:
+            why = "the disk lost what it had confirmed; what the streams do not have any more, `archive verify` tells"
+            self._log.error("archive.undone", table=str(found.table), streams=undone, why=why)
+        if done := await in_thread(torn.set_aside, found.table):
+            facts = {"versions": done.versions, "files": done.broken, "aside": str(done.table / torn.ASIDE)}
+            why = "a power cut; the stream has its entries still, and `archive verify` proves that nothing is missing"
+            self._log.warning("archive.torn", table=str(done.table), **facts, why=why)
 
     def _follow(self, history: str) -> None:
         for table in self._tables.values():

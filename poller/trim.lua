@@ -26,11 +26,17 @@ local keep_from = ARGV[1] .. '-0'
 local share = tonumber(ARGV[2])
 local before = redis.call('XLEN', stream)
 if share < 1 and before > 0 then
-  -- the entry that far from the end; ids are spread evenly enough for a bound that is corrected every minute
+  -- the id that far from the end; ids are spread evenly enough for a bound that is corrected every minute
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1]
   local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
-  local first_ms, last_ms = parts(first), parts(last)
-  local cut = string.format('%.0f-0', last_ms - (last_ms - first_ms) * share)
+  local first_ms, first_number = parts(first)
+  local last_ms, last_number = parts(last)
+  local ms, number = last_ms - (last_ms - first_ms) * share, 0
+  if first_ms == last_ms then
+    -- one burst; or the clock was set back, and until it is there again the ids grow in their number alone
+    number = last_number - (last_number - first_number) * share
+  end
+  local cut = string.format('%.0f-%.0f', ms, number)
   if earlier(keep_from, cut) then
     keep_from = cut
   end

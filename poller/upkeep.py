@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from poller.catalogue import CATALOGUE
+from poller.contract import STREAMS
 from poller.expiry import Expiry
 from poller.grid import Job
 from poller.store import Store
 from poller.trs.base import TR
-
-STREAMS = ("changes", "alerts")
-"""A TR's streams: what changed, and what the rules decided on it."""
 
 LOW_WATER = 0.9
 """Trim to, and resume below, this part of the ceiling, so that polling does not flutter at its edge."""
@@ -31,7 +30,7 @@ class Upkeep:
 
 
 class Trimmer:
-    """Trims every stream of the plan, and knows which jobs have to wait for memory."""
+    """Trims every stream, also of TRs that left the plan, and knows which jobs have to wait for memory."""
 
     def __init__(
         self, store: Store, trs: Sequence[TR], jobs: Sequence[Job], upkeep: Upkeep, expiry: Expiry | None = None
@@ -44,7 +43,7 @@ class Trimmer:
 
     def plan(self, trs: Sequence[TR], jobs: Sequence[Job]) -> None:
         """Go by this plan from now on."""
-        self._trs = tuple(trs)
+        self._trs = tuple({tr.code: tr for tr in (*CATALOGUE, *trs)}.values())
         self._priorities = sorted({job.priority for job in jobs})
 
     def pauses(self, job: Job) -> bool:

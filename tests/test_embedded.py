@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from poller import embedded
 from poller.embedded import EmbeddedServer, NoServer, address_of, ping
-from poller.embedded_binary import Binary, choose, wheel_server
+from poller.embedded_binary import Binary, choose, last_writer, wheel_server, write_whole
 from poller.embedded_watch import options
 from tests.servers import client, running, wait_until
 
@@ -97,7 +98,7 @@ def test_a_server_of_our_own_starts_and_answers(data: Path) -> None:
     with EmbeddedServer(data) as server:
         assert ping(server.url, data / "server") == "+PONG"
         assert server.url == f"unix://{data}/server/valkey.sock"
-        assert server.binary == str(choose(data))
+        assert str(last_writer(server.directory)) == str(choose(data))
         server.ensure()
 
 
@@ -261,6 +262,25 @@ def test_a_long_path_takes_a_port_and_keeps_it(data: Path) -> None:
     assert value_in(url) == b"kept"
 
 
+def test_a_port_that_was_taken_meanwhile_is_waited_for(data: Path) -> None:
+    """Clients that run know no other address: a server elsewhere would serve all but them."""
+    with EmbeddedServer(data / ("long" * 25)) as server:
+        put(server.url, "kept")
+        url, pid = server.url, server_pid(server.url)
+        watcher = watcher_pid(pid)
+        os.kill(watcher, signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0]))):
+            os.kill(watcher, signal.SIGCONT)
+            log = server.directory / "server.log"
+            wait_until(lambda: "which running processes know, is taken" in log.read_text(), "the watcher's word")
+        server.ensure()
+
+        assert server.url == url
+        assert value_in(url) == b"kept"
+
+
 def test_a_path_with_spaces_and_korean_letters_works(data: Path) -> None:
     with EmbeddedServer(data / "내 데이터 100%") as server:
         put(server.url, "kept")
@@ -391,6 +411,58 @@ def test_the_kind_that_wrote_a_directory_goes_on_with_it(path: Path, tmp_path: P
     (tmp_path / "server.json").write_text('{"kind": "redis", "version": [7, 0, 15], "port": 0}')
 
     assert str(choose(tmp_path)) == "redis 7.2.4"
+
+
+CUT = ["", "\0" * 50, '{"kind": "valkey", "vers', "{}", "null"]
+
+
+@pytest.mark.parametrize("text", CUT)
+def test_a_cut_note_of_who_wrote_the_files_is_named_with_the_remedy(data: Path, text: str) -> None:
+    """As a power cut left it. A guess could start a server that cannot read what is there."""
+    (data / "server" / "appendonlydir").mkdir(parents=True)
+    (data / "server" / "server.json").write_text(text)
+
+    with pytest.raises(
+        NoServer, match=r"server/server\.json is empty or cut.* delete that one file; .* move"
+    ) as caught:
+        EmbeddedServer(data).start()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_note_says_nothing_where_no_server_has_written_yet(data: Path) -> None:
+    """As when the power was cut at the very first start."""
+    (data / "server").mkdir()
+    (data / "server" / "server.json").write_text("")
+
+    with EmbeddedServer(data) as server:
+        assert str(last_writer(server.directory)) == str(choose(data))
+
+
+def test_a_server_that_runs_is_used_though_the_note_of_who_wrote_its_files_was_cut(data: Path) -> None:
+    with EmbeddedServer(data) as server:
+        put(server.url, "kept")
+        (server.directory / "server.json").write_text("")
+        server.ensure()
+        with EmbeddedServer(data) as second:
+            assert value_in(second.url) == b"kept"
+
+
+def test_what_is_written_whole_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut shortly after may leave the new name on an empty file."""
+    note, steps = tmp_path / "server.json", list[str]()
+    note.write_text("old")
+    fsync = os.fsync
+
+    def synced(file: int) -> None:
+        steps.append(note.read_text() if stat.S_ISREG(os.fstat(file).st_mode) else "folder")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    write_whole(note, "new")
+
+    assert (steps, note.read_text()) == (["old", "folder"], "new")
 
 
 @pytest.mark.usefixtures("no_wheel")

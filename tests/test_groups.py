@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from poller.groups import GroupStatus, read_groups, summary
@@ -54,6 +55,39 @@ async def test_a_deletion_does_not_hide_the_lag(redis: Redis):
     (one,) = await groups(redis)
 
     assert one.lag == 1
+
+
+async def test_a_group_that_goes_between_two_questions_is_passed_over(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    await published(redis, 1, 2)
+    await given(redis, "going", 1)
+    await given(redis, "staying", 1)
+    client: Any = redis
+    listed = client.xinfo_groups
+
+    async def gone_once_listed(stream: str) -> Any:
+        found = await listed(stream)
+        await client.xgroup_destroy(stream, "going")
+        return found
+
+    monkeypatch.setattr(client, "xinfo_groups", gone_once_listed)
+
+    assert [one.group for one in await groups(redis)] == ["staying"]
+
+
+async def test_a_stream_that_goes_between_two_questions_is_passed_over(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    await published(redis, 1)
+    await given(redis, "desk", 1)
+    client: Any = redis
+    listed = client.xinfo_groups
+
+    async def deleted_once_listed(stream: str) -> Any:
+        found = await listed(stream)
+        await client.delete(stream)
+        return found
+
+    monkeypatch.setattr(client, "xinfo_groups", deleted_once_listed)
+
+    assert await groups(redis) == []
 
 
 async def test_an_entry_without_a_seq_leaves_the_lag_open(redis: Redis):

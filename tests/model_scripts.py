@@ -171,9 +171,8 @@ def expire(server: ModelServer, keys: Texts, argv: Texts) -> list[list[str | int
         if what:
             ends = [first[0] if first else ("", {}), *(server.xrevrange(stream, count=1) or [("", {})])]
             (first_id, start), (last_id, end) = ends
-            told.append(
-                [what, name, since or "0", first_id, last_id, start.get("seq", ""), end.get("seq", ""), group["pending"]]
-            )
+            seqs = start.get("seq", ""), end.get("seq", "")
+            told.append([what, name, since or "0", first_id, last_id, *seqs, group["pending"]])
     return told
 
 

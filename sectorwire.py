@@ -9,8 +9,10 @@ import argparse
 import asyncio
 import base64
 import difflib
+import errno
 import inspect
 import logging
+import math
 import os
 import re
 import sys
@@ -22,31 +24,38 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import structlog
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console, Group
+from rich.table import Table
 from rich.text import Text
 
 from consumers import tail
 from consumers.alert import send
 from consumers.alert.endpoints import EndpointError
+from consumers.alert.outbox import DEAD_KEPT
 from consumers.alert.receiver import receiving
 from consumers.alert.rules import RuleError
-from consumers.parked import ParkedError, ParkingLot
+from consumers.parked import Parked, ParkedError, ParkingLot
 from consumers.service import ConsumerSettings, Desk, Roles, checked_desk, roles_of
 from poller import commands
 from poller.catalogue import described, tr_named
 from poller.clock import Clock
+from poller.commit import iso
 from poller.contract import Catalogue, Entry, dumps
 from poller.demo import HOOK_SECRET_ENV, MarketTimetable, Pendulum, new_secrets, write_plan
+from poller.doctor import Finding
 from poller.errors import BrokerError
 from poller.reload import Plan, Reloader
 from poller.schedule import Poller
 from poller.service import Bus, open_bus, open_desk
+from poller.session import KST
 from poller.settings import (
     CONSUMER_SECTIONS,
     ConfigError,
@@ -111,7 +120,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if unknown:
-            message = f"no command {unknown[1]!r}{nearest(unknown[1], re.findall(r'[a-z]+', unknown[2]))}"
+            option = re.match(r"argument (--[a-z-]+): ", message)
+            known = re.findall(r"[a-z]+", unknown[2])
+            what = f"{option[1]} takes {' or '.join(known)}, not" if option else "no command"
+            message = f"{what} {unknown[1]!r}{nearest(unknown[1], known)}"
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
     def refuse(self, unknown: str) -> NoReturn:
@@ -284,8 +296,8 @@ def _part(parts: argparse._SubParsersAction[_Parser], name: str, about: str) -> 
 
 def _simulate_options(simulate: argparse.ArgumentParser) -> None:
     add = simulate.add_argument
-    add("--port", type=int, default=9100, help="default: 9100; 0 takes a free one")
-    add("--seed", type=int, default=1, help="another market; default: 1")
+    add("--port", type=_port, default=9100, help="default: 9100; 0 takes a free one")
+    add("--seed", type=_whole, default=1, help="another market; default: 1")
     add("--speed", type=_positive, default=1.0, metavar="X", help="market time runs X times as fast")
     add("--start", metavar="TIME", help="market time at the start, such as 2026-11-23T10:00")
     add("--skip-closed", action="store_true", help="jump from each close to the next opening")
@@ -298,31 +310,50 @@ def _simulate_options(simulate: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if re.fullmatch(r"-?\d+", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
+    return int(text)
 
 
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not a day such as 2026-11-23") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-11-23") from None
 
 
 def _positive(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    number = _float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    number = _float(text)
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return number
+
+
+def _float(text: str) -> float:
+    """A number; what is none is not in any range either."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 async def follow(args: argparse.Namespace) -> int:
@@ -473,8 +504,8 @@ def _demo_outcome(roles: Roles, received: int) -> Text:
 def _demo_question(data: Path) -> Group:
     """One question to the archive, with the line that asks it."""
     sql = (
-        "SELECT label, count(*) AS changes, max(level) AS high FROM ka20003_indices "
-        "WHERE op = 'changed' GROUP BY label ORDER BY changes DESC LIMIT 3"
+        "SELECT key, label, count(*) AS changes, max(level) AS high FROM ka20003_indices "
+        "WHERE op = 'changed' GROUP BY key, label ORDER BY changes DESC LIMIT 3"
     )
     from consumers.archive import questions  # noqa: PLC0415 -- an extra, which `_desk_of` has found
 
@@ -482,12 +513,17 @@ def _demo_question(data: Path) -> Group:
     return Group(line, questions.run_sql(data / "archive", sql).rich())
 
 
-def _desk_of(path: Path, environ: Mapping[str, str]) -> Desk:
-    """The consumers' part of a configuration, checked. Raises ConfigError, RuleError or EndpointError."""
+def _consumer_settings(path: Path) -> ConsumerSettings:
+    """The consumers' part of a configuration, without the secrets that it names. Raises ConfigError."""
     content = {name: part for name, part in read_toml(path).items() if name in CONSUMER_SECTIONS}
     if "archive" in content and find_spec("deltalake") is None:
         raise ConfigError("the archive is an extra: pip install 'sectorwire[archive]', or leave [archive] out")
-    return checked_desk(checked(ConsumerSettings, content, path), described(), environ)
+    return checked(ConsumerSettings, content, path)
+
+
+def _desk_of(path: Path, environ: Mapping[str, str]) -> Desk:
+    """The same, checked, with its secrets. Raises ConfigError, RuleError or EndpointError."""
+    return checked_desk(_consumer_settings(path), described(), environ)
 
 
 async def check(args: argparse.Namespace) -> int:
@@ -541,15 +577,15 @@ async def alert(args: argparse.Namespace) -> int:
 async def archive(args: argparse.Namespace) -> int:
     """Archive until Ctrl-C or SIGTERM; or answer a question asked of the archive."""
     path = find_config(args.config, os.environ)
-    settings, desk = load_settings(path), _desk_of(path, os.environ)
-    if desk.archive is None:
+    settings, where = load_settings(path), _consumer_settings(path).archive
+    if where is None:
         raise ConfigError(f'{path} has no [archive]: add the section with path = "data/archive"')
     if args.question is None:
-        return await _run_roles(settings, desk, alerts=False)
+        return await _run_roles(settings, Desk([], [], where), alerts=False)
     from consumers.archive import questions  # noqa: PLC0415 -- an extra, which `_desk_of` has found
 
     try:
-        return await _answer(questions, args, settings, desk.archive.path)
+        return await _answer(questions, args, settings, where.path)
     except questions.QuestionError as error:
         raise ConfigError(str(error)) from error
 
@@ -585,12 +621,44 @@ async def _run_roles(settings: Settings, desk: Desk, *, alerts: bool) -> int:
 
 async def doctor(args: argparse.Namespace) -> int:
     """Look for what usually goes wrong, and tell the remedies."""
-    desk = _desk_of(find_config(args.config, os.environ), os.environ)
-    trs = {rule.tr for rule in desk.rules}
+    path = find_config(args.config, os.environ)
+    known = _consumer_settings(path)
+    trs = {rule.tr for rule in known.rule}
     roles = {(tr, "changes", "alert"): "alert" for tr in trs}
-    roles |= {(tr, "alerts", "send"): "alert" for tr in trs if desk.endpoints}
-    roles |= {(tr, "changes", "archive"): "archive" for tr in described() if desk.archive}
-    return await commands.diagnose(args, roles, desk.archive.path if desk.archive else None)
+    roles |= {(tr, "alerts", "send"): "alert" for tr in trs if known.endpoint}
+    roles |= {(tr, "changes", "archive"): "archive" for tr in described() if known.archive}
+    return await commands.diagnose(
+        args, roles, known.archive.path if known.archive else None, partial(findings_of_roles, path, os.environ)
+    )
+
+
+async def findings_of_roles(path: Path, environ: Mapping[str, str], redis: Redis, prefix: str) -> list[Finding]:
+    """What would keep a role from starting with this environment, and endpoints that alerts do not reach."""
+    found = []
+    try:
+        read_keys(load_settings(path, environ).kiwoom, environ)
+    except ConfigError as error:
+        found.append(_would_refuse("polling", error))
+    try:
+        desk = _desk_of(path, environ)
+    except (ConfigError, RuleError, EndpointError) as error:
+        return [*found, _would_refuse("alerts", error)]
+    for one in await send.list_endpoints(redis, prefix, desk.endpoints):
+        now = one.standing
+        if now.disabled or (now.waiting and now.breaker.opened):
+            why = now.disabled or f"{one.breaker}, {now.last}"
+            what = f"endpoint {one.name}: {now.waiting:,} alerts wait, {why}"
+            found.append(Finding("warning", what, f"`sectorwire endpoints test {one.name}` shows what it answers"))
+        if now.dead_kept:
+            what = f"endpoint {one.name}: {now.dead_kept:,} alerts were given up"
+            again = f"`sectorwire endpoints dead {one.name}` tells why, `endpoints redrive {one.name}` sends them again"
+            found.append(Finding("warning", what, again))
+    return found
+
+
+def _would_refuse(role: str, error: Exception) -> Finding:
+    what, _, remedy = str(error).partition("; " if "; " in str(error) else ": ")
+    return Finding("warning", f"{role} could not be started from here: {what}", remedy or "correct it")
 
 
 async def endpoints(args: argparse.Namespace) -> int:
@@ -598,7 +666,8 @@ async def endpoints(args: argparse.Namespace) -> int:
     path = find_config(args.config, os.environ)
     settings, known = load_settings(path), {one.name: one for one in _desk_of(path, os.environ).endpoints}
     if args.action != "list" and args.name not in known:
-        raise ConfigError(f"no endpoint {args.name!r}{nearest(args.name, list(known))}; known: {', '.join(known)}")
+        there = f"; known: {', '.join(known)}" if known else f": {path} has no [[endpoint]]"
+        raise ConfigError(f"no endpoint {args.name!r}{nearest(args.name, list(known))}{there}")
     if args.action == "test":
         outcome = await send.test_endpoint(known[args.name])
         print(outcome.words)
@@ -606,17 +675,45 @@ async def endpoints(args: argparse.Namespace) -> int:
     async with open_bus(settings) as bus:
         prefix = settings.bus.prefix
         if args.action == "redrive":
+            await _check_letters(bus, prefix, args.name, args.ids)
+            (before,) = await send.list_endpoints(bus.redis, prefix, [known[args.name]])
             count = await send.redrive(bus.redis, prefix, known[args.name], args.ids or None)
-            print(f"{count} are sent again")
+            on = ", the endpoint is switched on again" if before.standing.disabled else ""
+            print((f"{_are(count)} sent again" if count else NOTHING_DEAD) + on)
         elif args.action == "dead":
-            for letter in await send.dead_letters(bus.redis, prefix, args.name):
+            letters = await send.dead_letters(bus.redis, prefix, args.name)
+            for letter in letters:
                 print(f"{letter.letter}  {letter.id}  {letter.attempts} attempts  {letter.why}")
+            if not letters:
+                print(NOTHING_DEAD)
         else:
+            if not known:
+                print(f"{path} has no [[endpoint]]")
             for one in await send.list_endpoints(bus.redis, prefix, known.values()):
                 now = one.standing
                 counts = f"{now.delivered} delivered, {now.waiting} waiting, {now.dead_kept} dead"
+                counts += f", {now.dropped} more dropped" if now.dropped else ""
                 print(f"{one.name}  {one.format} at {one.host}  {now.disabled or one.breaker}  {counts}")
     return 0
+
+
+NOTHING_DEAD = "nothing was given up there"
+
+
+async def _check_letters(bus: Bus, prefix: str, endpoint: str, ids: Sequence[str]) -> None:
+    """Refuse ids that are no dead letter's. Raises UsageError with those that it could mean."""
+    letters = await send.dead_letters(bus.redis, prefix, endpoint, count=DEAD_KEPT) if ids else []
+    known = [name for letter in letters for name in (letter.letter, letter.id)]
+    for wrong in ids:
+        if wrong not in known:
+            some = ", ".join(letter.letter for letter in letters[:10])
+            hint = nearest(wrong, known) or (f"; there are {some}" if some else f": {NOTHING_DEAD}")
+            raise UsageError(f"nothing dead goes by {wrong!r}{hint}")
+
+
+def _are(count: int) -> str:
+    """How many, with the verb."""
+    return f"{count:,} {'is' if count == 1 else 'are'}"
 
 
 async def parked(args: argparse.Namespace) -> int:
@@ -632,20 +729,35 @@ async def parked(args: argparse.Namespace) -> int:
                 if args.json:
                     print(dumps([one.as_json() for one in found]))
                     return 0
-                for one in found:
-                    print(f"{one.tr}  {one.group}  {one.id}  {one.fields.get('id', '–')}  {one.why}")
-                if not found:
-                    print("nothing is parked")
+                commands.stdout().print(_parked_table(found) if found else "nothing is parked")
             case "show":
                 one = await lot.one(args.tr, args.group, args.ids[0])
-                print(dumps({**one.as_json(), "stack": None, "fields": one.fields}), one.stack, sep="\n")
+                told = {name: value for name, value in one.as_json().items() if name != "stack"}
+                print(dumps({**told, "fields": one.fields}), one.stack or "(no stack)", sep="\n")
+            case _ if not await lot.listed(args.tr, args.group) and not args.ids:
+                print(f"nothing of {args.tr} is parked for {args.group}")
             case "redrive":
                 count = await lot.redrive(args.tr, args.group, args.ids)
                 waits = "" if await lot.active(args.tr, args.group) else ", as soon as somebody runs the group"
-                print(f"{count} are handed out again{waits}")
+                print(f"{_are(count)} handed out again{waits}" if count else f"they were asked for already{waits}")
             case "drop":
-                print(f"{await lot.drop(args.tr, args.group, args.ids)} are dropped")
+                print(f"{_are(await lot.drop(args.tr, args.group, args.ids))} dropped")
     return 0
+
+
+def _parked_table(found: Sequence[Parked]) -> Table:
+    """What is parked, as lines for a person."""
+    grid = Table("tr", "group", "id", "parked at", "event", "why", box=None)
+    for one in found:
+        at = f"{one.at.astimezone(KST):%Y-%m-%d %H:%M:%S}"
+        grid.add_row(*map(Text, (one.tr, one.group, one.id, at, one.fields.get("id", "–"), one.why)))
+    return grid
+
+
+def _stamped(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Korean time, as in entries and in what `status` shows, wherever the machine stands."""
+    event["timestamp"] = iso(Clock().now())
+    return event
 
 
 def _set_up_logs(*, debug: bool, quiet: bool) -> None:
@@ -659,7 +771,7 @@ def _set_up_logs(*, debug: bool, quiet: bool) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=False),
+            _stamped,
             *plain,
             renderer,
         ],
@@ -670,7 +782,10 @@ def _set_up_logs(*, debug: bool, quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error becomes one line on stderr and an exit status."""
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    if isinstance(sys.stdout, TextIOWrapper):  # a name on the server need not be text; what is shown of it is
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
@@ -687,8 +802,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `sectorwire tail | head`: whoever read us has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (BrokerError, StoreError, OSError) as error:
+    except (BrokerError, StoreError) as error:
         return _failed(error, 1, debug=debug)
+    except OSError as error:
+        return _failed(error, 1, debug=debug, told=_disk_told(error, PLACES.get(words[0], "[data] dir")))
     except RedisError as error:  # it was there when the command began
         return _failed(StoreError(f"the server does not answer any more: {error}"), 1, debug=debug)
     except KeyboardInterrupt:
@@ -706,11 +823,49 @@ def _awaited(outcome: Coroutine[Any, Any, int]) -> int:
         raise first from group
 
 
-def _failed(error: Exception, status: int, *, debug: bool) -> int:
+def _failed(error: Exception, status: int, *, debug: bool, told: str = "") -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"sectorwire: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"sectorwire: {' '.join((told or str(error)).split())}", file=sys.stderr)
     return status
+
+
+PLACES = {"demo": "--data", "init": "--config", "simulate": "--ledger", "archive": "[archive] path or [data] dir"}
+"""What names the files of a command, where it is not `[data] dir`."""
+
+
+def _disk_told(error: OSError, place: str) -> str:
+    """What is wrong with which file, and what to do about it; the error's own words where it names no file."""
+    if not isinstance(error.filename, str | bytes):
+        return str(error)
+    path = Path(os.fsdecode(error.filename)).absolute()
+    there = next(one for one in (path, *path.parents) if os.path.exists(one))  # Path.exists may raise
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            user, owner = _user(os.geteuid()), _user(there.stat().st_uid)
+            why = f"{user} may not: {there} belongs to {owner}; chown it to {user}"
+        case errno.EROFS:
+            why = f"{there} is on a disk that is mounted read-only; mount it for writing"
+        case errno.ENOSPC | errno.EDQUOT:
+            why = "the disk is full; make room there"
+        case errno.ENOTDIR | errno.EEXIST:
+            why = f"{there} is a file, not a directory; move it away"
+        case errno.ENOENT:
+            made = there in {path, path.parent}
+            why = f"it cannot be made in {there}; make it" if made else f"there is no {path.parent}; make it"
+        case _:
+            return str(error)
+    return f"{path} cannot be used: {why}, or choose another {place}"
+
+
+def _user(uid: int) -> str:
+    """A user by name, by number where it has none, as in a container."""
+    import pwd  # noqa: PLC0415 -- Windows, where `--help` should work, has none
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 if __name__ == "__main__":

@@ -223,9 +223,10 @@ class Share:
 
     def remedy(self) -> str:
         """The arithmetic, and the ways out with their numbers: longer intervals, fewer targets, a higher rate."""
+        needs = "target needs" if self.targets == 1 else "targets need"
         told = (
-            f"{self.name}: {self.targets} targets need {self.needed_per_s:.2f} requests/s, {self.allowed_per_s:.2f} "
-            f"are allowed, and intervals count in whole requests of {self.limit.slot_s:.2f}s: {self.used_pct:.0f} %"
+            f"{self.name}: {self.targets} {needs} {self.needed_per_s:.2f} requests/s, {self.allowed_per_s:.2f} "
+            f"are allowed, and intervals count in whole requests of {self.limit.slot_s:.2f}s: {self._use()}"
         )
         longest_s = max(every_s for _, every_s in self.members)
         factor = self._factor_that_fits()
@@ -234,6 +235,13 @@ class Share:
         keep = next(n for n in reversed(range(self.targets)) if _load(self.limit, lightest[:n]) <= 1)
         fewer = f", or keep {keep} of the targets (the lightest)" if keep else ""
         return f"{told}; {longer}{fewer}{self._faster()}"
+
+    def _use(self) -> str:
+        """How much of the limit the plan needs; an interval that holds no request has no such number."""
+        shortest_s = min(every_s for _, every_s in self.members)
+        if math.isinf(self.load):
+            return f"not one is asked and answered within {shortest_s:g}s"
+        return f"{self.used_pct:.0f} % of what the limit bears"
 
     def _faster(self) -> str:
         """The rate at which the plan would fit, where the real server leaves one."""

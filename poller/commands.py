@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.live import Live
@@ -29,12 +31,12 @@ from poller.catalogue import described, find, tr_named
 from poller.clock import Clock
 from poller.contract import Entry
 from poller.grid import Job, Timing
-from poller.keyring import spread
 from poller.poll import Desk
 from poller.quarantine import Quarantine, one_of, quarantine_table
 from poller.recording import Recorder, read_recording, recorded_days
 from poller.reload import Plan, Reloader
 from poller.replay import commits_of, entries_of
+from poller.routes import spread
 from poller.schedule import Poller
 from poller.sector_list import SECTOR_LIST, SectorKeeper
 from poller.service import open_bus, open_desk
@@ -242,7 +244,7 @@ def quarantine(args: Namespace) -> int:
         if args.json:
             print(json.dumps([one.summary() for one in stored], ensure_ascii=False))
         else:
-            stdout().print(quarantine_table(stored))
+            stdout().print(quarantine_table(stored) if stored else "nothing is in quarantine")
         return 0
     if args.action == "show":
         print(one_of(stored, args.id).described())
@@ -318,17 +320,25 @@ async def show_status(args: Namespace) -> int:
     return 0
 
 
-async def diagnose(args: Namespace, roles: doctor.Roles, archive: Path | None) -> int:
-    """Look for what usually goes wrong, and print each finding with its remedy; 1 if one is serious."""
+async def diagnose(
+    args: Namespace,
+    roles: doctor.Roles,
+    archive: Path | None,
+    more: Callable[[Redis, str], Awaitable[Sequence[doctor.Finding]]],
+) -> int:
+    """Look for what usually goes wrong, and print each finding with its remedy; 1 if one is serious.
+
+    `more` finds what is beyond polling, given the server and the prefix of the keys.
+    """
     settings = settings_of(args)
     jobs = settings.jobs()
     plan = shares_of(settings, jobs)
     async with open_bus(settings, unfit_too=True) as bus:
         try:
             facts = await doctor.gather(settings, jobs, plan, bus, Clock(), roles=roles, archive=archive)
+            found = doctor.worst_first([*doctor.findings(facts), *await more(bus.redis, settings.bus.prefix)])
         except (RedisError, OSError) as error:
             raise StoreDown(f"the server does not answer any more: {error}") from error
-    found = doctor.findings(facts)
     serious = any(finding.severity == "serious" for finding in found)
     if args.json:
         told = {"well": not serious, "server": bus.told, "findings": [finding.as_json() for finding in found]}
@@ -338,7 +348,9 @@ async def diagnose(args: Namespace, roles: doctor.Roles, archive: Path | None) -
     for finding in found:
         print(finding)
     if not serious:
-        print("well: nothing serious" if found else "well: nothing found")
+        counts = Counter(finding.severity for finding in found)
+        words = " and ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items())
+        print(f"well: {words}, nothing serious" if found else "well: nothing found")
     return int(serious)
 
 
@@ -377,6 +389,8 @@ async def simulate(args: Namespace) -> int:
     try:
         return await (_serve_recording(args) if args.replay else _serve_market(args))
     except OSError as error:
+        if error.filename is not None:  # the ledger's trouble
+            raise
         raise OSError(f"port {args.port} cannot be used ({error.strerror}): choose another with --port") from error
 
 

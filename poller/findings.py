@@ -6,10 +6,10 @@ that no calendar knows, or a wrong one, shows itself.
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 
 from poller.commit import Known
-from poller.session import Market, Timetable
+from poller.session import KST, Market, Timetable
 from poller.trs.base import Append, Target
 
 SETTLED = timedelta(minutes=5)
@@ -33,4 +33,14 @@ def day_contradiction(target: Target, known: Known, timetable: Timetable, now: d
     told = f"the broker's newest day is {newest}, the calendar's {trading_day}: "
     if newest < trading_day:
         return told + f"if the exchanges are closed today, add closed_days = [{trading_day}] to [schedule]"
-    return told + f"if the exchanges trade today, add open_days = [{newest}] to [schedule]"
+    return _ahead(told, newest, timetable, now, market)
+
+
+def _ahead(told: str, newest: date, timetable: Timetable, now: datetime, market: Market) -> str:
+    """What to say where the broker's day is later than the calendar's: nothing in the hour before that day opens."""
+    today, ends = now.astimezone(KST).date(), datetime.combine(newest, time.max, KST)
+    if newest <= today and timetable.trading_day_at(ends, market) != newest:
+        return told + f"if the exchanges trade on {newest}, add open_days = [{newest}] to [schedule]"
+    if newest == today and timetable.session_at(now, market) == "pre":
+        return ""  # the broker may show the new day's zeros by then
+    return told + f"{newest} has not opened yet: check this machine's clock; a simulator keeps hours of its own"

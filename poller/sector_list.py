@@ -120,7 +120,7 @@ def load_sectors(data_dir: Path) -> SectorList:
     path = data_dir / FILE_NAME
     try:
         stored = _Stored.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return BUILT_IN
     except (OSError, ValidationError) as error:
         why = f"{path} cannot be used ({type(error).__name__}): the built-in list serves"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from poller.broker import Broker, Pair
 from poller.budget import MARGIN_S, Limit
@@ -63,8 +63,8 @@ class Bus:
 async def open_bus(settings: Settings, *, unfit_too: bool = False) -> AsyncIterator[Bus]:
     """Connect to the configured server, or to one of our own; with `unfit_too` even to one that cannot be worked with.
 
-    Raises ConfigError where there is none, StoreDown where it does not answer, UnfitStore where it is too old or
-    throws entries away.
+    Raises ConfigError where there is none or it refuses us, StoreDown where it does not answer, UnfitStore where it is
+    too old or throws entries away, OSError where `[data] dir` cannot be used.
     """
     async with AsyncExitStack() as stack:
         url, embedded = settings.bus.url, None
@@ -75,6 +75,8 @@ async def open_bus(settings: Settings, *, unfit_too: bool = False) -> AsyncItera
             except NoServer as error:
                 raise ConfigError(str(error)) from error
             except OSError as error:
+                if error.filename is not None:  # a disk's trouble, which `main` tells with the remedy
+                    raise
                 raise StoreDown(str(error)) from error
             stack.push_async_callback(asyncio.to_thread, embedded.stop, wait=True)
             url = embedded.url
@@ -89,6 +91,11 @@ async def _probe(redis: Redis, url: str, *, unfit_too: bool) -> str:
     where = without_password(url)
     try:
         info = {**await redis.info("server"), **await redis.info("memory")}
+    except (AuthenticationError, NoPermissionError) as error:
+        raise ConfigError(
+            f"the server at {where} wants another user or password: correct REDIS_URL or [bus] url, "
+            f"redis://USER:PASSWORD@HOST ({error})"
+        ) from error
     except (RedisError, OSError) as error:
         raise StoreDown(
             f"no server answers at {where}: start it, or correct REDIS_URL or [bus] url ({error})"

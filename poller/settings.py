@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,6 +29,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
+from redis.connection import ConnectionPool
 
 from poller import sectors
 from poller.budget import MOCK_PERIOD_S, REAL_LIMIT, Limit
@@ -48,12 +51,15 @@ CONSUMER_SECTIONS = frozenset({"rule", "endpoint", "archive"})
 """Sections of the same file that are not the poller's to check."""
 
 MAY_HOLD_A_PASSWORD = frozenset({
-    "url", "base_url", "app_key_env", "secret_key_env", "app_key_file", "secret_key_file",
+    "url", "base_url", "app_key_env", "secret_key_env", "app_key_file", "secret_key_file", "url_env", "secret_env",
 })  # fmt: skip
 """Settings whose value is not repeated: people put the secret itself there."""
 
 MAINTENANCE = ("01:00-01:30", "05:50-06:10", "07:00-07:30")
 """Daily, Korean time, as Kiwoom's support tells (November 2026)."""
+
+MAX_SHOWN = 100
+"""Characters of a wrong value that are repeated; more would hide what is said of it."""
 
 DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SIZE_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -119,6 +125,29 @@ def daily_window(given: object) -> Window:
     return window
 
 
+def server_address(given: str) -> str:
+    """The address of a server as its client takes it. Raises ValueError without it: a password may stand in it."""
+    try:
+        ConnectionPool.from_url(given).make_connection()  # which connects nowhere yet
+    except (ValueError, TypeError):  # the latter for an option that there is not
+        raise ValueError(
+            'is not the address of a server; write it like "redis://HOST:6379/0", "rediss://HOST:6379/0" for TLS, '
+            'or "unix:///PATH"'
+        ) from None
+    return given
+
+
+def _like(pattern: str, words: str) -> AfterValidator:
+    """A check of a text that says in words, not as a pattern, what is to be written."""
+
+    def check(given: str) -> str:
+        if re.fullmatch(pattern, given) is None:
+            raise ValueError(words)
+        return given
+
+    return AfterValidator(check)
+
+
 DailyWindow = Annotated[Window, BeforeValidator(daily_window)]
 DurationS = Annotated[float, BeforeValidator(duration_s)]
 OpeningHours = Annotated[Hours, BeforeValidator(opening_hours)]
@@ -129,13 +158,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-VariableName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,63}$")]
+VariableName = Annotated[
+    str, _like(r"[A-Z_][A-Z0-9_]{0,63}", 'is not the name of a variable; write it like "KIWOOM_APP_KEY_2"')
+]
+KeyName = Annotated[
+    str, _like(r"[A-Za-z0-9_-]{1,32}", 'is not a name; write 1 to 32 letters and digits, with "_" or "-"')
+]
+Prefix = Annotated[
+    str, _like(r"[A-Za-z0-9_.:-]+", 'is not a prefix; write letters and digits, with "_", ".", ":" or "-"')
+]
+WebAddress = Annotated[
+    str, _like(r"https?://[^\s/@]+", 'is not a broker\'s address; write it like "https://HOST" or "http://HOST:PORT"')
+]
+ServerAddress = Annotated[str, AfterValidator(server_address)]
 
 
 class KeySettings(_Section):
     """One of several app keys: where its two halves are. They themselves stand in no configuration."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    name: KeyName
     app_key_env: VariableName | None = None
     secret_key_env: VariableName | None = None
     app_key_file: Path | None = None
@@ -153,7 +194,7 @@ class KiwoomSettings(_Section):
     """Which server is asked, with which keys, and how often it may be."""
 
     environment: Literal["real", "mock"] | None = None
-    base_url: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+$")
+    base_url: WebAddress | None = None
     requests_per_second: Annotated[int, Field(ge=1, lt=REAL_LIMIT)] = 1
     maintenance: list[DailyWindow] | None = None
     key: list[KeySettings] = []
@@ -219,8 +260,8 @@ class ScheduleSettings(_Section):
 class BusSettings(_Section):
     """Where entries go, and how long they stay."""
 
-    url: str | None = Field(default=None, pattern=r"^(rediss?|unix)://", repr=False)  # it may hold a password
-    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")] = "sectorwire"
+    url: ServerAddress | None = Field(default=None, repr=False)  # it may hold a password
+    prefix: Prefix = "sectorwire"
     retention: DurationS = duration_s("24h")
     max_bytes: SizeBytes = size_bytes("1GB")
 
@@ -451,8 +492,12 @@ def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Settin
     content = {name: section for name, section in read_toml(path).items() if name not in CONSUMER_SECTIONS}
     sectors.use(load_sectors(_data_dir(content)))  # names and groups are those that the broker last listed
     bus = content.get("bus", {})
-    if environ.get("REDIS_URL") and isinstance(bus, dict):
-        content["bus"] = {**bus, "url": environ["REDIS_URL"]}
+    given = environ.get("REDIS_URL")
+    if given and isinstance(bus, dict):
+        try:
+            content["bus"] = {**bus, "url": server_address(given)}
+        except ValueError as error:
+            raise ConfigError(f"REDIS_URL {error}") from None
     return checked(Settings, content, path)
 
 
@@ -478,47 +523,161 @@ def checked(model: type[Model], content: Mapping[str, Any], path: Path) -> Model
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error, model)}") from None
+        raise ConfigError(f"{path}: {_explain(error, model, content)}") from None
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing wrong, in one line; how many more there are."""
-    errors = error.errors(include_url=False, include_context=False)
-    first, more = errors[0], len(errors) - 1
-    where = _section(first["loc"], model)
+# --- what is wrong with a value, in a person's words
+
+SAID = {
+    "missing": "is missing",
+    **dict.fromkeys(("string_type", "string_unicode"), "is not text; write it in quotes"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "is not a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "is not a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "is neither true nor false; write one of them, without quotes"),
+    **dict.fromkeys(
+        ("date_type", "date_parsing", "date_from_datetime_parsing", "date_from_datetime_inexact"),
+        'is not a date; write it like "2026-11-23"',
+    ),
+    "path_type": 'is not a path; write it in quotes, as "data" is',
+    **dict.fromkeys(("list_type", "tuple_type"), "is not a list; write its values in [ ]"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "is not a table; write {{ name = value }}"),
+    **dict.fromkeys(("ip_v4_network", "ip_v6_network"), 'is not a network; write it like "10.0.0.0/8"'),
+    "greater_than": "is too little: it has to be above {gt:g}{unit}",
+    "greater_than_equal": "is too little: at least {ge:g}{unit}",
+    "less_than": "is too much: it has to be below {lt:g}{unit}",
+    "less_than_equal": "is too much: at most {le:g}{unit}",
+    "string_too_short": "is empty: write at least {min_length} character",
+    "string_too_long": "is too long: at most {max_length} characters",
+    "too_short": "is empty: give at least {min_length} value",
+    "too_long": "holds too many values: at most {max_length}",
+    "string_pattern_mismatch": 'is not a name; write letters and digits, with "_", "." or "-" between them',
+}
+"""What each type of pydantic's errors means to somebody who wrote the file. Tests walk every setting to see that no
+other type can come."""
+
+
+SECTIONS = [[name] for name in (*Settings.model_fields, *CONSUMER_SECTIONS)] + [["kiwoom", "key"]]
+
+
+def _explain(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any]) -> str:
+    """The first thing wrong, in one line; in how many places more there is something."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if _misspelt(one, errors[0])), errors[0])
+    more = len({tuple(_path(one, content)) for one in errors}) - 1
+    path = _path(first, content)
+    where, field = _place(path)
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {first['loc'][-1]!r}{_suggestion(first['loc'], model)}"
-    elif first["type"] == "missing":
-        text = f"{first['loc'][-1]} is missing"
+        inside = f" in {field.rpartition('.')[0]}" if "." in field else ""
+        text = f"unknown key {path[-1]!r}{inside}{_suggestion(first['loc'], model)}"
+    elif path in SECTIONS and first["type"] in {"model_type", "list_type"}:
+        name = ".".join(map(str, path))
+        where, text = (
+            "",
+            f"{name} is a section: write " + (f"[[{name}]]" if first["type"] == "list_type" else f"[{name}]"),
+        )
+    elif first["type"] == "union_tag_not_found":
+        kinds = [one.model_fields["kind"].default for one in _owners(first["loc"], model)]
+        text = f"{field} has no kind; write one of {', '.join(map(repr, kinds))}"
     else:
-        may_show = isinstance(first["input"], str | int | float) and first["loc"][-1] not in MAY_HOLD_A_PASSWORD
-        value = first["input"] if may_show else None
-        given = f" (given: {value!r})" if value is not None and str(value) not in first["msg"] else ""
-        field = first["loc"][-1] if isinstance(first["loc"][-1], str) and len(first["loc"]) > 1 else ""
-        text = f"{field} {first['msg'].removeprefix('Value error, ')}{given}".strip()
+        text = f"{field} {_said(first, hidden=bool(MAY_HOLD_A_PASSWORD & {*path}))}".strip()
     return f"{where}{text}" + (f" (and {more} more)" if more else "")
 
 
-def _section(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """Where in the file: `[bus] `, or `[[poll]] 2 ` for the second of a list."""
-    if len(location) < 2 and location and location[0] not in model.model_fields:
-        return ""
-    if location[:2] == ("kiwoom", "key") and len(location) > 2:
-        return f"[[kiwoom.key]] {int(location[2]) + 1}: "
-    name, number = location[0], location[1] if len(location) > 1 else None
-    return f"[[{name}]] {number + 1}: " if isinstance(number, int) else f"[{name}] "
+def _misspelt(one: ErrorDetails, first: ErrorDetails) -> bool:
+    """Whether a missing key may be there under this wrong name."""
+    if (first["type"], one["type"]) != ("missing", "extra_forbidden") or one["loc"][:-1] != first["loc"][:-1]:
+        return False
+    return bool(_near(str(one["loc"][-1]), [str(first["loc"][-1])]))
+
+
+def _path(error: ErrorDetails, content: object) -> list[int | str]:
+    """Where in the file, without what pydantic adds of its own: kinds of conditions, members of unions."""
+    path: list[int | str] = []
+    for part in error["loc"]:
+        inside = isinstance(content, dict) and part in content
+        if inside or (isinstance(content, list) and isinstance(part, int)):
+            path.append(part)
+            content = content[part]  # type: ignore[index]  # it was just found there
+    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
+
+
+def _place(path: Sequence[int | str]) -> tuple[str, str]:
+    """The section, `[bus] ` or `[[poll]] 2: ` for the second of a list, and within it the setting: `when.of[1].op`."""
+    if path[:2] == ["kiwoom", "key"] and len(path) > 2:
+        where, rest = f"[[kiwoom.key]] {int(path[2]) + 1}: ", path[3:]
+    elif len(path) > 1 and isinstance(path[1], int):
+        where, rest = f"[[{path[0]}]] {path[1] + 1}: ", path[2:]
+    else:
+        where, rest = f"[{path[0]}] " if len(path) > 1 else "", path[1:] or path
+    if rest and isinstance(rest[-1], int):  # one of several values, which stands beside it
+        rest = rest[:-1]
+    return where, "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest).removeprefix(".")
+
+
+def _said(error: ErrorDetails, *, hidden: bool) -> str:
+    """The value, where it may be shown, and what is wrong with it."""
+    value, context = error["input"], error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        return f"kind {_none_of(context['tag'], context['expected_tags'])}"
+    if error["type"] == "literal_error":
+        return _none_of(value, context["expected"])
+    shown = "" if hidden else _shown(value)
+    if error["type"] == "value_error":  # many of ours repeat the value themselves
+        text = str(context["error"])
+        return f"{shown} {text}" if shown and repr(value) not in text else text
+    unit = "s" if isinstance(value, str) and value.endswith(tuple(DURATION_S)) else ""
+    text = SAID[error["type"]].format(**context, unit=unit) if error["type"] in SAID else error["msg"]
+    return f"{shown} {text}".lstrip()
+
+
+def _shown(value: object) -> str:
+    """A value as it may be repeated: nothing of lists and tables."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return repr(value) if len(repr(value)) < MAX_SHOWN else ""
+    return str(value) if isinstance(value, date | time) else ""
+
+
+def _none_of(wrong: object, expected: str) -> str:
+    """A value that is none of a few, with the nearest of them."""
+    known = re.findall(r"'([^']*)'", expected)
+    return f"{_shown(wrong)} is none of {', '.join(map(repr, known))}".strip() + _near(str(wrong), known)
+
+
+def _near(wrong: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wrong, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """What an unknown key may have meant."""
     wrong = str(location[-1])
     if location[:2] == ("kiwoom", "key"):
         return ": a key stands in an environment variable or a file; known here: " + ", ".join(KeySettings.model_fields)
     if model is Settings and ("key" in wrong or "secret" in wrong or "token" in wrong):
         return ": secrets come from the environment, as KIWOOM_APP_KEY and KIWOOM_SECRET_KEY"
-    for part in location[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            annotation: Any = model.model_fields[part].annotation
-            models = (arg for arg in (*get_args(annotation), annotation) if isinstance(arg, type))
-            model = next((arg for arg in models if issubclass(arg, BaseModel)), model)
-    close = difflib.get_close_matches(wrong, model.model_fields, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(model.model_fields)}"
+    owner = _owners(location[:-1], model)[0]
+    known = [info.alias or name for name, info in owner.model_fields.items()]
+    if owner is Settings:
+        known += sorted(CONSUMER_SECTIONS)
+    return _near(wrong, known) or f"; known here: {', '.join(known)}"
+
+
+def _owners(location: tuple[int | str, ...], model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The model that is read at a location; several where that is left to a kind, which the location does not tell."""
+    owners = [model]
+    for part in location:
+        kinds = [one for one in owners if "kind" in one.model_fields and one.model_fields["kind"].default == part]
+        fields = [one.model_fields[part] for one in owners if isinstance(part, str) and part in one.model_fields]
+        inner = [found for info in fields for found in _models_in(info.annotation)]
+        owners = kinds or inner or owners
+    return owners
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

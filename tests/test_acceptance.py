@@ -727,6 +727,24 @@ async def test_a_key_that_is_refused_is_told_by_its_variable(shell: Shell, serve
     assert len(poller.said("key.held")) == 1
 
 
+async def test_a_person_may_look_before_anything_polls_and_while_it_does(
+    shell: Shell, server: RealServer, direct: Any, story: Story
+) -> None:
+    """`check --online` and `once` are what a newcomer runs first, and what everybody runs when something is odd."""
+    await story.open(long_walk=False)
+    here, once = KEYS | {"REDIS_URL": server.url}, ["once", "ka20003", "inds_cd=001"]
+    before = [await shell.run(*words, **here) for words in (["check", "--online"], once)]
+    assert not direct.keys("*:changes"), "who only looks publishes nothing"
+    poller = story.poll(server.url)
+    await published(direct)
+    looks = ([*once, "--explain"], [*once, "--raw"], ["doctor"])
+    during = await asyncio.gather(*(shell.run(*words, **here) for words in looks))
+
+    await poller.stop()
+    assert [answer for answer in (*before, *during) if answer[0] != 0] == []
+    assert len(poller.said("lead.taken")) == 1
+
+
 async def test_a_port_in_use_is_told_with_the_option_for_another(shell: Shell, server: RealServer) -> None:
     """Two simulators on one machine are common; the second says how to live with the first."""
     check_line(await shell.run("simulate", "--port", str(server.port)), 1, str(server.port), "--port")

@@ -160,8 +160,8 @@ def test_a_plan_that_does_not_fit_says_what_would():
 
     assert not share.fits
     assert share.remedy() == (
-        "ka20002: 1 targets need 5.00 requests/s, 0.86 are allowed, and intervals count in whole requests of 1.16s: "
-        "625 %; make every `every` 5.9 times longer (the longest 30s)"
+        "ka20002: 1 target needs 5.00 requests/s, 0.86 are allowed, and intervals count in whole requests of 1.16s: "
+        "625 % of what the limit bears; make every `every` 5.9 times longer (the longest 30s)"
     )
 
 
@@ -184,6 +184,7 @@ def test_an_interval_shorter_than_one_request_takes_cannot_be_kept():
     (share,) = shares([(INDICES[0], 1.0)], LIMITS)
 
     assert not share.fits
+    assert "whole requests of 1.16s: not one is asked and answered within 1s; make" in share.remedy()
     assert "1.3 times longer" in share.remedy()
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from redis import Redis
 
+from consumers.alert.delivery import Job
 from poller.broker import Heard
+from poller.embedded import EmbeddedServer
 from poller.quarantine import Quarantine
 from poller.recording import Recorder
 from poller.settings import load_settings
@@ -65,8 +71,18 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]):
     [
         (["chek"], "did you mean check?"),
         (["demo", "--secnds", "3"], "did you mean --seconds?"),
-        (["demo", "--seconds", "0"], "not above 0"),
-        (["simulate", "--faults", "2"], "between 0 and 1"),
+        (["demo", "--seconds", "0"], "argument --seconds: '0' is not a number above 0"),
+        (["demo", "--seconds", "soon"], "argument --seconds: 'soon' is not a number above 0"),
+        (["tail", "--top", "x"], "argument --top: 'x' is not a whole number above 0"),
+        (["tail", "--seconds", "nan"], "'nan' is not a number above 0"),
+        (["simulate", "--speed", "inf"], "'inf' is not a number above 0"),
+        (["simulate", "--faults", "2"], "argument --faults: '2' is not a number between 0 and 1"),
+        (["simulate", "--faults", "x"], "argument --faults: 'x' is not a number between 0 and 1"),
+        (["simulate", "--port", "http"], "argument --port: 'http' is not a port, a number from 0 to 65535"),
+        (["simulate", "--port", "65536"], "argument --port: '65536' is not a port"),
+        (["simulate", "--seed", "x"], "argument --seed: 'x' is not a whole number"),
+        (["archive", "export", "t", "f", "--format", "parqet"], "--format takes parquet or csv, not 'parqet'; did you"),
+        (["quarantine", "lst"], "did you mean list?"),
         (["simulate", "--start", "noon"], "2026-11-23T10:00"),
         (["check"], "sectorwire init"),
         (["tail", "--config", "nowhere.toml"], "there is no nowhere.toml"),
@@ -158,6 +174,179 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     assert status == 1
     assert "no server answers at redis://127.0.0.1:1/0: start it, or correct REDIS_URL" in line
     assert "hidden-password" not in line
+
+
+@pytest.mark.parametrize("command", [["status"], ["doctor"], ["parked", "list"], ["poll"]], ids=" ".join)
+@pytest.mark.parametrize("password", ["", ":wrong@"])
+def test_a_server_that_refuses_us_wants_another_password(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    guarded: RealServer,
+    command: list[str],
+    password: str,
+):
+    """It runs and answers: to start it is no remedy."""
+    main(["init"])
+    capsys.readouterr()
+    url = f"redis://{password}127.0.0.1:{guarded.port}/0"
+    for name, value in {**KEYS, "REDIS_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    status, line = failed(capsys, *command)
+
+    assert (status, "wants another user or password: correct REDIS_URL" in line) == (2, True), line
+    assert password not in line or not password
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """A server that wants a password."""
+    with RealServer(tmp_path_factory.mktemp("guarded")) as server:
+        admin = Redis.from_url(server.url)
+        admin.config_set("requirepass", "hidden-password")
+        admin.close()
+        yield server
+
+
+def with_a_data_dir(elsewhere: Path, directory: str) -> None:
+    (elsewhere / "file").touch()
+    plan = '[[poll]]\ntr = "ka20003"\ntarget = { inds_cd = "001" }\nevery = "20s"\n'
+    (elsewhere / "sectorwire.toml").write_text(f'[data]\ndir = "{directory}"\n{plan}')
+
+
+@pytest.mark.parametrize("command", [["status"], ["doctor"], ["parked", "list"], ["poll"], ["run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("directory", "told"),
+    [("file/data", "/file is a file, not a directory; move it away"), ("/proc/x", "it cannot be made in /proc")],
+)
+def test_a_data_dir_that_cannot_be_used_is_told_with_the_remedy(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
+    command: list[str],
+    directory: str,
+    told: str,
+):
+    with_a_data_dir(elsewhere, directory)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    status, line = failed(capsys, *command)
+
+    assert (status, told in line, "or choose another [data] dir" in line) == (1, True, True), line
+
+
+def test_a_place_that_cannot_be_used_is_told_with_the_word_that_names_it(capsys: pytest.CaptureFixture[str]):
+    status, line = failed(capsys, "demo", "--data", "/proc/x")
+
+    assert (status, line) == (
+        1,
+        "sectorwire: /proc/x cannot be used: it cannot be made in /proc; make it, or choose another --data",
+    )
+    _, line = failed(capsys, "init", "--config", "nowhere/at/all.toml")
+    assert "there is no " in line
+    assert "nowhere/at; make it, or choose another --config" in line
+    _, line = failed(capsys, "simulate", "--port", "0", "--ledger", "nowhere/ledger")
+    assert "or choose another --ledger" in line
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EACCES, "may not: {there} belongs to {owner}; chown it to "),
+        (errno.EROFS, "{there} is on a disk that is mounted read-only; mount it for writing"),
+        (errno.ENOSPC, "the disk is full; make room there"),
+    ],
+)
+def test_a_disk_that_refuses_is_told_with_the_owner_or_the_way_out(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
+    number: int,
+    told: str,
+):
+    """Root may write anywhere and no test fills a disk, so the system's refusal is played."""
+    refused = elsewhere / "data" / "server"
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(refused))
+
+    with_a_data_dir(elsewhere, "data")
+    monkeypatch.setattr(EmbeddedServer, "start", refuse)
+    status, line = failed(capsys, "status")
+
+    assert status == 1
+    assert f"{refused} cannot be used: " in line
+    assert told.format(there=elsewhere, owner=elsewhere.owner()) in line
+
+
+def test_an_empty_quarantine_says_so(capsys: pytest.CaptureFixture[str]):
+    main(["init"])
+    capsys.readouterr()
+
+    assert main(["quarantine", "list"]) == 0
+    assert capsys.readouterr().out == "nothing is in quarantine\n"
+
+
+@pytest.fixture
+def endpoint(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, real_server: RealServer) -> Redis:
+    """A configuration with one endpoint, and its server with one letter that was given up."""
+    monkeypatch.setenv("REDIS_URL", real_server.url)
+    monkeypatch.setenv("DESK_SECRET", "whsec_" + base64.b64encode(bytes(24)).decode())
+    main(["init"])
+    with (elsewhere / "sectorwire.toml").open("a", encoding="utf-8") as file:
+        file.write('[[endpoint]]\nname = "desk"\nurl = "https://example.com/hook"\nsecret_env = "DESK_SECRET"\n')
+    return Redis.from_url(real_server.url)
+
+
+def test_a_dead_letter_is_sent_again_by_an_id_that_there_is(capsys: pytest.CaptureFixture[str], endpoint: Redis):
+    capsys.readouterr()
+    assert main(["endpoints", "redrive", "desk"]) == 0
+    assert main(["endpoints", "dead", "desk"]) == 0
+    assert capsys.readouterr().out == "nothing was given up there\n" * 2
+    assert failed(capsys, "endpoints", "redrive", "desk", "zz") == (
+        2,
+        "sectorwire: nothing dead goes by 'zz': nothing was given up there",
+    )
+    job = Job("alert#1", decided_s=0.0, expires_s=0.0).dumps()
+    letter = {"id": "alert#1", "lane": "lane", "place": "1", "job": job, "body": "{}", "why": "404", "at": 1}
+    endpoint.xadd("sectorwire:send:dead:{desk}", letter, "1-1")  # type: ignore[arg-type]  # any fields will do
+
+    for wrong, told in (("zz", "there are 1-1"), ("alert#2", "did you mean alert#1?")):
+        status, line = failed(capsys, "endpoints", "redrive", "desk", wrong)
+        assert (status, told in line) == (2, True), line
+    endpoint.hset("sectorwire:send:{desk}:state", "disabled", "410 Gone")
+    assert main(["endpoints", "redrive", "desk", "1-1"]) == 0
+    assert capsys.readouterr().out == "1 is sent again, the endpoint is switched on again\n"
+    endpoint.close()
+
+
+def test_a_group_with_nothing_parked_says_so(capsys: pytest.CaptureFixture[str], endpoint: Redis):
+    endpoint.xgroup_create("sectorwire:{ka20003}:changes", "desk", mkstream=True)
+    endpoint.close()
+    capsys.readouterr()
+
+    assert main(["parked", "redrive", "ka20003", "desk"]) == 0
+    assert main(["parked", "drop", "ka20003", "desk", "--all"]) == 0
+    assert capsys.readouterr().out == "nothing of ka20003 is parked for desk\n" * 2
+
+
+def test_what_is_parked_is_listed_under_a_header_with_its_korean_time(
+    capsys: pytest.CaptureFixture[str], endpoint: Redis
+):
+    parked = {"id": "event", "parked_id": "1-1", "parked_by": "desk", "parked_why": "odd", "parked_stack": "Traceback"}
+    endpoint.xadd("sectorwire:{ka20003}:parked:desk", parked, f"{int(MONDAY_NOON.timestamp()) * 1000}-0")  # type: ignore[arg-type]
+    endpoint.close()
+    capsys.readouterr()
+
+    assert main(["parked", "list"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["tr", "group", "id", "parked", "at", "event", "why"]
+    assert line.split()[:2] == ["ka20003", "desk"]
+    assert "2026-11-23 12:00:00  event  odd" in line
+    (name,) = (word for word in line.split() if word.endswith("-0"))
+    assert main(["parked", "show", "ka20003", "desk", name]) == 0
+    facts, stack = capsys.readouterr().out.splitlines()
+    assert "stack" not in json.loads(facts)
+    assert stack == "Traceback"
 
 
 def test_the_catalogue_for_programs_has_exactly_the_promised_keys(capsys: pytest.CaptureFixture[str]):

@@ -45,6 +45,24 @@ def test_a_first_day_after_the_calendars_is_a_day_that_trades():
     assert "open_days = [2026-11-23]" in told
 
 
+def test_the_hour_before_the_opening_contradicts_nothing():
+    """The broker may show the new day's zeros by then, and the calendar knows the day: there is nothing to add."""
+    early = known("20261123", "20261120", trading_day=date(2026, 11, 20))
+
+    assert day_contradiction(DAYS, early, Calendar(), at("08:36:00")) == ""
+
+
+@pytest.mark.parametrize(
+    ("day", "clock"), [("20261123", "03:00:00"), ("20261124", "08:36:00"), ("20261128", "12:00:00")]
+)
+def test_a_day_that_is_yet_to_come_is_a_wrong_clock_and_no_day_to_add(day: str, clock: str):
+    before = Calendar().trading_day_at(at(clock))
+    told = day_contradiction(DAYS, known(day, trading_day=before), Calendar(), at(clock))
+
+    assert "check this machine's clock" in told
+    assert "open_days" not in told
+
+
 @pytest.mark.parametrize(
     ("asked", "stood", "clock"),
     [

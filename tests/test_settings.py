@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import date, time
+import math
+import re
+import tomllib
+from datetime import UTC, date, datetime, time
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
+from consumers.service import ConsumerSettings
 from poller.settings import (
     BusSettings,
     ConfigError,
     KiwoomSettings,
     Secrets,
     Settings,
+    checked,
     duration_s,
     find_config,
     load_settings,
@@ -174,6 +181,97 @@ def test_other_servers_serve_every_exchange(write, server: str):
     assert planned(path) == ["ka20002?inds_cd=001&mrkt_tp=0&stex_tp=3"]
 
 
+# --- the parts that are not the poller's
+
+
+def refused_part(text: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        checked(ConsumerSettings, tomllib.loads(text), Path("f"))
+    return str(raised.value).removeprefix("f: ")
+
+
+def rule(when: str, more: str = "") -> str:
+    return f'[[rule]]\nname = "x"\ntr = "ka20003"\nwhen = {when}\n{more}'
+
+
+COMPARE = '{ kind = "compare", field = "level", op = "<", value = 1 }'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            rule('{ kind = "compar" }'),
+            "[[rule]] 1: when kind 'compar' is none of 'compare', 'cross', 'all', 'any', 'not'; "
+            "did you mean 'compare'?",
+        ),
+        (rule("{}"), "[[rule]] 1: when has no kind; write one of 'compare', 'cross', 'all', 'any', 'not'"),
+        (rule('"level < 1"'), "[[rule]] 1: when 'level < 1' is not a table; write { name = value }"),
+        (rule('{ kind = "any", of = [] }'), "[[rule]] 1: when.of is empty: give at least 1 value"),
+        (
+            rule(f'{{ kind = "all", of = [{COMPARE}, {COMPARE.replace("<", "=<")}] }}'),
+            "[[rule]] 1: when.of[1].op '=<' is none of '<', '<=', '>', '>=', '==', '!='",
+        ),
+        (
+            rule('{ kind = "not", of = { kind = "cross", field = "level", direction = "up", levl = 1 } }'),
+            "[[rule]] 1: unknown key 'levl' in when.of; did you mean 'level'? (and 1 more)",
+        ),
+        (rule(COMPARE, "keys = [1]"), '[[rule]] 1: keys 1 is not text; write it in quotes, such as "001"'),
+        (rule(COMPARE, 'for = "soon"'), "[[rule]] 1: for 'soon' is not a duration"),
+        (rule(COMPARE, 'fro = "3s"'), "[[rule]] 1: unknown key 'fro'; did you mean 'for'?"),
+        (
+            rule(COMPARE, 'session = ["regulr"]'),
+            "session 'regulr' is none of 'pre', 'regular', 'closing', 'after', 'cl",
+        ),
+        ("[archive]\npath = 3", '[archive] path 3 is not a path; write it in quotes, as "data" is'),
+        ('[archive]\npath = "a"\nflush = "9s"', "[archive] flush '9s' is too much: at most 5s"),
+        ('[[endpoint]]\nname = "a b"', "[[endpoint]] 1: name 'a b' is not a name; write letters and digits, with"),
+        (
+            '[[endpoint]]\nname = "a"\nallow_networks = ["x"]',
+            "allow_networks 'x' is not a network; write it like \"10.",
+        ),
+        ('[[endpoint]]\nname = "a"\nallow_http = "si"', "allow_http 'si' is neither true nor false; write one of them"),
+        ('[[endpoint]]\nname = "a"\nrate = 0', "[[endpoint]] 1: rate 0 is too little: it has to be above 0"),
+    ],
+)
+def test_a_mistake_in_a_rule_an_endpoint_or_the_archive_is_told_as_well(text: str, told: str):
+    assert refused_part(text).startswith(told) or told in refused_part(text)
+
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+WRONG: list[object] = [
+    *("", "x", "x" * 200, "5x", "9999s", 0, -1, 1000, 1.5, math.nan, math.inf, True, NOON, NOON.date(), NOON.time()),
+    *([], ["x"], [3], [[]], [{}], ["x"] * 20, {}, {"x": "x"}, {"x": [3]}),
+    *({"kind": "compar"}, {"kind": "not", "of": {"kind": "cross", "of": 1}}, {"kind": "any", "of": [{}] * 20}),
+]  # fmt: skip
+RIGHT: dict[str, dict[str, object]] = {
+    "poll": {"tr": "ka20003", "target": {"inds_cd": "001"}, "every": "10s"},
+    "rule": {"name": "n", "tr": "ka20003", "when": {"kind": "cross", "field": "x", "direction": "up", "level": 3}},
+    "endpoint": {"name": "n"},
+    "archive": {"path": "p"},
+}
+
+
+@pytest.mark.parametrize("model", [Settings, ConsumerSettings])
+def test_whatever_a_setting_is_given_no_line_is_written_for_programmers(model: type[BaseModel]):
+    """What a new type of error would print is pydantic's own words: this walks every setting to find one."""
+    lines = []
+    for section, info in model.model_fields.items():
+        inner: Any = next(iter(get_args(info.annotation)), info.annotation)
+        for name, setting in inner.model_fields.items():
+            for wrong in WRONG:
+                given = {**RIGHT.get(section, {}), setting.alias or name: wrong}
+                content = {section: [given] if isinstance(info.default, list) else given}
+                try:
+                    checked(model, content, Path("f"))
+                except ConfigError as error:
+                    lines.append(str(error))
+
+    ugly = re.compile(r"Input|should|valid|<class|Value error|\bNone\b|pattern|discriminator|function-")
+    assert len(lines) > 200
+    assert [line for line in lines if ugly.search(line) or "\n" in line] == []
+
+
 # --- the file
 
 
@@ -191,11 +289,30 @@ def test_other_servers_serve_every_exchange(write, server: str):
         (poll("ka20003", 'inds_cd = "001"', "0.5s"), 'every is at least "1s"'),
         ('[bus]\nmax_bytes = "1 gigabyte"', "max_bytes '1 gigabyte' is not a size"),
         ('[bus]\nretention = "1 week"', "retention '1 week' is not a duration"),
-        ('[bus]\nprefix = "a b"', "[bus] prefix"),
-        ('[kiwoom]\nenvironment = "test"', "environment Input should be 'real' or 'mock' (given: 'test')"),
+        ('[bus]\nprefix = "a b"', "[bus] prefix 'a b' is not a prefix; write letters and digits"),
+        ('[bus]\nprefix = ""', "[bus] prefix '' is not a prefix; write letters and digits"),
+        ('[bus]\nurl = "foo"', '[bus] url is not the address of a server; write it like "redis://HOST:6379/0"'),
+        ('[bus]\nurl = "redis://h:99999"', "[bus] url is not the address of a server"),
+        ('[kiwoom]\nbase_url = "x"', '[kiwoom] base_url is not a broker\'s address; write it like "https://HOST"'),
+        ('[schedule]\nclosed_days = ["23.11."]', "closed_days '23.11.' is not a date; write it like \"2026-11-23\""),
+        ("[schedule]\nopen_days = 2026-11-23", "open_days 2026-11-23 is not a list; write its values in [ ]"),
+        (
+            '[schedule.late_opens]\n"1-3" = "10:00-15:30"',
+            "[schedule] late_opens.1-3 '1-3' is not a date; write it like",
+        ),
+        ("[data]\ndir = 3", "[data] dir 3 is not a path; write it in quotes"),
+        ("[data]\ndir = true", "[data] dir true is not a path; write it in quotes"),
+        (A_POLL + "priority = 0", "[[poll]] 1: priority 0 is too little: at least 1"),
+        (A_POLL + 'priority = "high"', "[[poll]] 1: priority 'high' is not a whole number"),
+        (A_POLL.replace("every", "evry"), "[[poll]] 1: unknown key 'evry'; did you mean 'every'? (and 1 more)"),
+        ("[poll]\ntr = 'ka20003'", "poll is a section: write [[poll]]"),
+        ("[[bus]]\nprefix = 'x'", "bus is a section: write [bus]"),
+        ("[kiwoom.key]\nname = 'x'", "kiwoom.key is a section: write [[kiwoom.key]]"),
+        ("[[rules]]\nname = 'x'", "unknown key 'rules'; did you mean 'rule'?"),
+        ('[kiwoom]\nenvironment = "test"', "environment 'test' is none of 'real', 'mock'"),
         ('[kiwoom]\nenvironment = "mock"\nbase_url = "http://x"', "give environment or base_url, not both"),
-        ("[kiwoom]\nrequests_per_second = 5", "requests_per_second Input should be less than 5"),
-        ('[schedule]\nsessions = "never"', "sessions Input should be 'market' or 'always' (given: 'never')"),
+        ("[kiwoom]\nrequests_per_second = 5", "requests_per_second 5 is too much: it has to be below 5"),
+        ('[schedule]\nsessions = "never"', "sessions 'never' is none of 'market', 'always'"),
         ("[kiwoom]\nzzz = 1\n[bus]\nzzz = 1", "(and 1 more)"),
     ],
 )
@@ -363,16 +480,16 @@ def test_a_file_that_the_environment_names_is_read_again(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('name = "x"', "[[kiwoom.key]] 1: Value error, give app_key_env and secret_key_env, or app_key_file"),
+        ('name = "x"', "[[kiwoom.key]] 1: give app_key_env and secret_key_env, or app_key_file"),
         (f'name = "x"\n{VARIABLES}\napp_key_file = "f"', "give app_key_env and secret_key_env, or app_key_file"),
         ('name = "x"\napp_key_env = "A"\nsecret_key_file = "f"', "give app_key_env and secret_key_env, or"),
         (VARIABLES, "[[kiwoom.key]] 1: name is missing"),
-        (f'name = "*"\n{VARIABLES}', "[[kiwoom.key]] 1: name String should match pattern"),
+        (f'name = "*"\n{VARIABLES}', "[[kiwoom.key]] 1: name '*' is not a name; write 1 to 32"),
         (f'name = "x"\n{VARIABLES}\n[[kiwoom.key]]\nname = "x"\n{VARIABLES}', "two [[kiwoom.key]] are named 'x'"),
     ],
 )
 def test_a_key_that_is_not_described_well_is_refused(write, line: str, told: str):
-    assert told.removeprefix("[[kiwoom.key]] 1: Value error, ") in refused(write(keys(line)))
+    assert told in refused(write(keys(line)))
 
 
 @pytest.mark.parametrize("name", ["app_key", "secret_key", "app_key_env", "secret_key_env"])
@@ -484,6 +601,13 @@ def test_a_password_in_an_address_is_told_to_nobody(write):
 
     assert "hunter2" not in refused(path, {"REDIS_URL": "redsi://:hunter2@host"})
     assert "hunter2" not in repr(load_settings(path, {"REDIS_URL": "redis://:hunter2@host"}))
+
+
+@pytest.mark.parametrize("wrong", ["foo", "redis://h:99999", "redis://h/0?foo=1", "redis://h/0?db=x", "http://h"])
+def test_a_wrong_address_in_the_environment_is_told_as_the_environments(write, wrong: str):
+    message = refused(write(A_POLL), {"REDIS_URL": wrong})
+
+    assert message.startswith('REDIS_URL is not the address of a server; write it like "redis://HOST:6379/0"')
 
 
 def test_a_section_that_is_none_is_told_although_the_environment_names_a_server(write):

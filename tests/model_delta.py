@@ -137,19 +137,35 @@ class ModelParts(fork.Parts):
         low, high = packed(first) >> SEQ_BITS, packed(last) >> SEQ_BITS
         return {str(line.cells["event_id"]) for line in self._lines if low <= line.position >> SEQ_BITS <= high}
 
+    def seq_at(self, position: int) -> int | None:
+        """The highest `seq` that was archived from a place of the stream."""
+        seqs = [line.cells.get("seq") for line in self._lines if line.position == position]
+        return max((seq for seq in seqs if isinstance(seq, int)), default=None)
+
+    def before(self, seq: int, known: str) -> int:
+        """The position of the last entry with a lower `seq` that is in no known fork."""
+        del known  # the same forks, as a condition in SQL
+        return max((line.position for line, _, one in self._present() if one < seq), default=0)
+
     def lost(self, since: int, known: str) -> tuple[int, tuple[tuple[int | None, int, int], ...]]:
         """How many entries stand after a position and are in no known fork, and their ranges by epoch."""
         del known  # the same forks, as a condition in SQL
-        told = [span for one in fork.known_forks(self.ask, "") for span in one.ranges]
         found: dict[Any, list[int]] = {}
-        for line in self._lines:
-            seq, epoch = line.cells.get("seq"), line.cells.get("epoch")
-            if line.cells["op"] == fork.FORK or not isinstance(seq, int) or line.position <= since:
-                continue
-            if not any(epoch == one and low <= seq <= high for one, low, high in told):
+        for line, epoch, seq in self._present():
+            if line.position > since:
                 found.setdefault(epoch, []).append(seq)
         ranges = tuple((epoch, min(seqs), max(seqs)) for epoch, seqs in sorted(found.items()))
         return sum(map(len, found.values())), ranges
+
+    def _present(self) -> Iterator[tuple[Line, Any, int]]:
+        """What is in no known fork, with its epoch and its `seq`."""
+        told = [span for one in fork.known_forks(self.ask, "") for span in one.ranges]
+        for line in self._lines:
+            seq, epoch = line.cells.get("seq"), line.cells.get("epoch")
+            if line.cells["op"] == fork.FORK or not isinstance(seq, int):
+                continue
+            if not any(epoch == one and low <= seq <= high for one, low, high in told):
+                yield line, epoch, seq
 
 
 @contextmanager

@@ -397,6 +397,28 @@ async def test_a_restart_that_loses_nothing_and_a_trim_are_no_forks(past: Histor
     assert await past.verified() == []
 
 
+async def test_a_fork_is_seen_though_all_that_stood_before_it_was_trimmed(past: History):
+    """Nothing is left at our position, as after any trim; only `seq` tells that what follows is another history."""
+    await past.moves(2)
+    await past.archive()
+    await past.remember()
+    await past.moves(2)
+    await past.archive()
+    await past.go_back()
+    await past.poller_comes_back()
+    first = len(await past.client.xrange(STREAM))
+    await past.moves(3)
+    new_id = (await past.client.xrange(STREAM))[first][0]
+    await past.client.xtrim(STREAM, minid=new_id, approximate=False)
+    assert await past.verified() == ["ka20003: the server has lost entries: start the archive, which marks where"]
+    await past.archive()
+
+    (fork,) = past.forks()
+    assert fork["lost"] == 2
+    assert sorted(past.ids_archived()) == sorted(past.published)
+    await past.is_well(forks=1)
+
+
 async def test_verify_says_that_a_fork_is_not_marked_yet(past: History):
     await past.moves(2)
     await past.remember()

@@ -126,12 +126,19 @@ def reached(tables: Mapping[str, DeltaTable], stream: str) -> int:
 
 
 async def parted(
-    redis: Redis, stream: str, position: int, parts: Parts | None = None, *, entry_id: str = ""
+    redis: Redis,
+    stream: str,
+    position: int,
+    parts: Parts | None = None,
+    *,
+    entry_id: str = "",
+    seq: int | None = None,
 ) -> Stream | None:
     """What the stream says of itself if it is not the one that was read to this position; None if it is.
 
     It is another if it ends before the position, or if the entry at the position is gone that nobody can have trimmed,
-    or if another entry stands there: than the one of `entry_id`, or, which costs a query, than any in `parts`.
+    or if another entry stands there: than the one of `entry_id`, or, which costs a query, than any in `parts`. And
+    where it may have been trimmed, if what follows has no higher `seq`: then what was trimmed was older.
     """
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     if not position:
@@ -139,8 +146,9 @@ async def parted(
     # in this order, else a trim between the two looks like a loss; no MULTI, which a full Redis refuses even to look
     asking = client.pipeline(transaction=False)
     asking.xrange(stream, unpacked(position), unpacked(position))
+    asking.xrange(stream, f"({unpacked(position)}", "+", count=1)
     asking.xinfo_stream(stream)
-    there, facts = await asking.execute(raise_on_error=False)
+    there, after, facts = await asking.execute(raise_on_error=False)
     if isinstance(facts, ResponseError):
         if "no such key" not in str(facts):
             raise facts
@@ -153,9 +161,20 @@ async def parted(
     elif there and parts is not None:
         known = await in_thread(parts.between, there[0][0], there[0][0])
         gone = not known & names(*there[0])
+    elif after and not gone:
+        if seq is None and parts is not None:
+            seq = await in_thread(parts.seq_at, position)
+        follows = seq_of(after[0][1])
+        gone = seq is not None and follows is not None and follows <= seq
     if position > last or (exact and gone):
         return Stream(last, whole=untouched(facts), empty=not facts["first-entry"])
     return None
+
+
+def seq_of(fields: Mapping[str, str]) -> int | None:
+    """The `seq` of an entry; None where it is none of ours."""
+    text = fields.get("seq", "")
+    return int(text) if text.isdecimal() else None
 
 
 async def seen(
@@ -164,19 +183,22 @@ async def seen(
     """The fork, with what the two histories share and what only the archive has: one walk through the stream."""
     client: Any = redis  # redis-py's types allow every shape of every protocol; ours is pinned
     parts = Parts(tables, tr)
+    known = await in_thread(lambda: present(known_forks(parts.ask, tr)))
     skipped, since, after = 0, 0, "-"
     if found.empty:
         since = 0 if found.whole else found.last
     while page := await client.xrange(stream, after, "+", count=PAGE):
         if after == "-" and not found.whole:
             since = packed(page[0][0]) - 1
+            if (first := seq_of(page[0][1])) is not None:  # of what was trimmed, that is where the lost ones begin
+                since = min(since, await in_thread(parts.before, first, known))
         there = await in_thread(parts.between, page[0][0], page[-1][0])
         ours = [one[0] for one in page if names(*one) & there]
         skipped += len(ours)
         since = max([since, *map(packed, ours)])
         after = f"({page[-1][0]}"
     number, last = forked(tables[NOTICES], stream) + 1, unpacked(found.last)
-    lost, ranges = await in_thread(lambda: parts.lost(since, present(known_forks(parts.ask, tr))))
+    lost, ranges = await in_thread(parts.lost, since, known)
     return Fork(tr, number, unpacked(since), unpacked(position), last, skipped, lost, ranges)
 
 
@@ -240,6 +262,19 @@ class Parts:
         sql = f"""SELECT DISTINCT coalesce(event_id, stream_id) AS id FROM {self.entries}
                   WHERE published_at BETWEEN {moment(first)} AND {moment(last)}"""  # noqa: S608 -- numbers
         return {one["id"] for one in self.ask(sql)}
+
+    def seq_at(self, position: int) -> int | None:
+        """The highest `seq` that was archived from a place of the stream; None where nothing of ours was."""
+        sql = f"SELECT max(seq) AS seq FROM {self.entries} WHERE stream_id = {quoted(unpacked(position))}"  # noqa: S608 -- quoted
+        found: int | None = self.ask(sql)[0]["seq"]
+        return found
+
+    def before(self, seq: int, known: str) -> int:
+        """The position of the last entry with a lower `seq` that is in no fork that is known; 0 where there is none."""
+        sql = f"""SELECT stream_id FROM {self.entries} WHERE seq < {seq} AND {known}
+                  ORDER BY published_at DESC, seq DESC LIMIT 1"""  # noqa: S608 -- numbers
+        found = self.ask(sql)
+        return packed(found[0]["stream_id"]) if found else 0
 
     def lost(self, since: int, known: str) -> tuple[int, tuple[tuple[int | None, int, int], ...]]:
         """How many entries stand after a position and are in no fork that is known, and their ranges by epoch."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import structlog
@@ -218,6 +218,14 @@ class ArchiveRole:
                 together.create_task(tr.run(stop))
 
 
+class _Last(NamedTuple):
+    """The last entry that we have archived, as far as it has a name and a number."""
+
+    stream_id: str = "0-0"
+    entry_id: str = ""
+    seq: int | None = None
+
+
 class _TrArchiver:
     """The archive of one TR: its tables, and its part in the group."""
 
@@ -230,7 +238,7 @@ class _TrArchiver:
         self._stream = self._keys.of(tr.tr, "changes")
         self._member = Membership(redis, prefix, tr.tr, GROUP, name, alone=True, joined=self._come_back)
         self._tables: dict[str, ArchiveTable] = {}
-        self._last = "0-0", ""
+        self._last = _Last()
         """The last entry that this process wrote: where it stands, and the id it has of itself."""
         self._log = structlog.get_logger("archive").bind(tr=tr.tr)
         self._stop = asyncio.Event()
@@ -256,7 +264,8 @@ class _TrArchiver:
                 if await self._see_fork():  # a server that came back while nobody was talking to it breaks nothing
                     raise LeaseLost("the server has lost entries: its stream is read again from the start")
                 await in_thread(self._write, batch, written)
-                self._last = batch[-1].stream_id, batch[-1].fields.get("id", "")
+                last = batch[-1].fields
+                self._last = _Last(batch[-1].stream_id, last.get("id", ""), fork.seq_of(last))
         finally:
             self._rows.update(written)
         await self._gather(batch)
@@ -270,8 +279,8 @@ class _TrArchiver:
         tables = {name: table.delta for name, table in self._tables.items()}
         position = fork.reached(tables, self._stream)
         parts = fork.Parts(tables, self._tr.tr) if closely else None
-        entry_id = self._last[1] if packed(self._last[0]) == position else ""
-        found = await fork.parted(self._redis, self._stream, position, parts, entry_id=entry_id)
+        last = self._last if packed(self._last.stream_id) == position else _Last()
+        found = await fork.parted(self._redis, self._stream, position, parts, entry_id=last.entry_id, seq=last.seq)
         if found is None:
             return False
         seen = await fork.seen(self._redis, self._stream, tables, self._tr.tr, position, found)

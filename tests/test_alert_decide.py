@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
+from structlog.testing import capture_logs
 
 from consumers.alert import decide
 from consumers.alert.decide import AlertRole, Decider
@@ -132,6 +133,13 @@ async def running(redis: Redis, some: Sequence[Rule], name: str = "one", **more:
 async def until(redis: Redis, *expected: str) -> None:
     async with asyncio.timeout(20):
         while await states(redis) != list(expected):  # noqa: ASYNC110 -- the server tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def waiting(logs: Sequence[Any]) -> None:
+    """Until the role has met the trouble and said so."""
+    async with asyncio.timeout(20):
+        while not any(log["event"] == "group.waiting" for log in logs):  # noqa: ASYNC110 -- a list tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -417,10 +425,11 @@ async def test_a_key_of_a_wrong_type_is_trouble_to_wait_for(redis: Redis):
     client: Any = redis
     await client.set(ALERTS, "something else")
     await publish(redis, -3)
-    async with running(redis, rules()):
-        await asyncio.sleep(0.2)
-        await client.delete(ALERTS)
-        await until(redis, "firing")
+    with capture_logs() as logs:
+        async with running(redis, rules()):
+            await waiting(logs)
+            await client.delete(ALERTS)
+            await until(redis, "firing")
 
 
 PCTS = st.lists(st.sampled_from(["-3", "-2", "-1.8", "-1.5", "0"]), min_size=1, max_size=12)
@@ -488,10 +497,11 @@ async def test_a_state_that_cannot_be_read_ends_no_role(redis: Redis):
     client: Any = redis
     await client.hset(ALERTING, "version", "x")
     await publish(redis, -3)
-    async with running(redis, rules()):
-        await asyncio.sleep(0.3)
-        await client.delete(ALERTING)
-        await until(redis, "firing")
+    with capture_logs() as logs:
+        async with running(redis, rules()):
+            await waiting(logs)
+            await client.delete(ALERTING)
+            await until(redis, "firing")
 
 
 @pytest.mark.parametrize("stored", [{"series:falls": "{"}, {"version": "x"}])
